@@ -1,0 +1,63 @@
+"""quotalimit keeps one user from burning everyone's AI budget."""
+
+from quotalimit.algorithms import CalendarWindow, SlidingWindow, TokenBucket
+from quotalimit.decision import Decision, collect_decisions
+from quotalimit.decorators import limiters_of, rate_limited, token_budget
+from quotalimit.errors import (
+    InvalidKey,
+    InvalidLimit,
+    LimitExceeded,
+    QuotaLimitError,
+    RateLimitExceeded,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    TokenBudgetExceeded,
+)
+from quotalimit.failures import KEEP, RELEASE, read_error
+from quotalimit.holds import Hold
+from quotalimit.keys import everyone, ip_key
+from quotalimit.limiters import UNLIMITED, RateLimiter, TokenBudget
+from quotalimit.rate import Rate
+from quotalimit.settlement import Settlement
+from quotalimit.stores import MemoryStore, Store, configure, store_from_url
+from quotalimit.usage import Usage, estimate_tokens, read_usage, record_usage
+
+__all__ = [
+    "KEEP",
+    "RELEASE",
+    "UNLIMITED",
+    "CalendarWindow",
+    "Decision",
+    "Hold",
+    "InvalidKey",
+    "InvalidLimit",
+    "LimitExceeded",
+    "MemoryStore",
+    "QuotaLimitError",
+    "Rate",
+    "RateLimitExceeded",
+    "RateLimiter",
+    "Settlement",
+    "SlidingWindow",
+    "Store",
+    "StoreError",
+    "StoreFull",
+    "StoreUnavailable",
+    "TokenBucket",
+    "TokenBudget",
+    "TokenBudgetExceeded",
+    "Usage",
+    "collect_decisions",
+    "configure",
+    "estimate_tokens",
+    "everyone",
+    "ip_key",
+    "limiters_of",
+    "rate_limited",
+    "read_error",
+    "read_usage",
+    "record_usage",
+    "store_from_url",
+    "token_budget",
+]

@@ -1,0 +1,165 @@
+"""Which of a call's arguments a key, a cost, a reserve or a callable limit gets.
+
+All questions of a function are compiled into one with the function's own signature, so that Python itself binds the
+arguments, applies the defaults, and refuses a call that the function would refuse, before anything is charged.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, Signature
+from keyword import iskeyword
+from typing import Any, Final, TypeAlias
+
+Question: TypeAlias = str | Callable[..., Any]
+"""The name of a parameter, or a callable of some of the call's arguments."""
+
+Answers: TypeAlias = Callable[..., tuple[Any, ...]]
+
+_ANYTHING: Final = Signature([Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)])
+_VARIADIC: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+_POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_MOST_POSITIONAL: Final = 64
+
+
+class Unanswerable(TypeError):
+    """A question that no call of the function could answer."""
+
+
+def compile_questions(function: Callable[..., Any], questions: Sequence[Question]) -> Answers:
+    """A function with the signature of `function` that answers all questions about a call, in order.
+
+    A callable gets, by name, the parameters that it declares; one that takes `*args` or `**kwargs`, or requires
+    what is not a parameter of the function, gets the exact call. Raises `Unanswerable` for what can never be called.
+    """
+    signature = signature_of(function)
+    names: dict[str, Any] = {}
+    by_name: list[str] = []
+    exact: list[str] = []
+    for number, question in enumerate(questions):
+        variable = f"_question_{number}_"
+        if isinstance(question, str):
+            if question not in signature.parameters:
+                raise Unanswerable(f"the function has no parameter {question!r}, only {_listed(signature)}")
+            by_name.append(question)
+            continue
+        names[variable] = question
+        wanted = _parameters_by_name(question, signature)
+        if wanted is None:
+            exact.append(variable)
+            by_name.append("")
+        else:
+            by_name.append(f"{variable}({', '.join(wanted)})")
+    title = getattr(function, "__name__", "call")
+    title = title if title.isidentifier() and not iskeyword(title) else "call"
+    if not exact:
+        return _compile(title, signature, by_name, names)
+    if not any(by_name):
+        return _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names)
+    named = _compile(title, signature, [source or "None" for source in by_name], names)
+    whole = _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names)
+
+    def answers(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        rest = iter(whole(*args, **kwargs))
+        found = named(*args, **kwargs)
+        return tuple(answer if source else next(rest) for answer, source in zip(found, by_name, strict=True))
+
+    return answers
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """The signature of a callable; that of any call where it has none."""
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        return _ANYTHING
+
+
+def _compile(title: str, signature: Signature, sources: Iterable[str], names: dict[str, Any]) -> Answers:
+    namespace = dict(names)
+    header = []
+    last_kind = None
+    for number, parameter in enumerate(signature.parameters.values()):
+        kind = parameter.kind
+        if last_kind is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
+            header.append("/")
+        if kind is Parameter.KEYWORD_ONLY and last_kind not in (Parameter.KEYWORD_ONLY, Parameter.VAR_POSITIONAL):
+            header.append("*")
+        stars = "*" if kind is Parameter.VAR_POSITIONAL else "**" if kind is Parameter.VAR_KEYWORD else ""
+        default = ""
+        if parameter.default is not Parameter.empty:
+            namespace[f"_default_{number}_"] = parameter.default
+            default = f"=_default_{number}_"
+        header.append(f"{stars}{parameter.name}{default}")
+        last_kind = kind
+    if last_kind is Parameter.POSITIONAL_ONLY:
+        header.append("/")
+    code = f"def {title}({', '.join(header)}):\n    return ({''.join(f'{source}, ' for source in sources)})"
+    exec(compile(code, f"<quotalimit: the keys and costs of {title}>", "exec"), namespace)
+    answers: Answers = namespace[title]
+    return answers
+
+
+def _parameters_by_name(question: Callable[..., Any], signature: Signature) -> list[str] | None:
+    """How a callable is called by name; None if it gets the exact call instead."""
+    asked = signature_of(question)
+    wanted = asked.parameters.values()
+    if not any(parameter.kind in _VARIADIC for parameter in wanted):
+        shared = [p for p in wanted if p.name in signature.parameters]
+        required = [p for p in wanted if p.default is Parameter.empty or p.kind is Parameter.POSITIONAL_ONLY]
+        if all(p in shared for p in required) and (shared or not wanted):
+            return _arguments(list(wanted), shared)
+    if not _a_call_suits_both(signature, asked):
+        raise Unanswerable(
+            f"{_title(question)} takes {_listed(asked)}: neither names of the function's parameters "
+            f"({_listed(signature)}) nor what a call of it could match"
+        )
+    return None
+
+
+def _arguments(wanted: list[Parameter], shared: list[Parameter]) -> list[str]:
+    """The arguments of a call by name, written by position as far as possible, which is faster."""
+    by_position = next((i for i, p in enumerate(wanted) if p not in shared or p.kind not in _POSITIONAL), len(wanted))
+    return [p.name if i < by_position else f"{p.name}={p.name}" for i, p in enumerate(wanted) if p in shared]
+
+
+def _a_call_suits_both(one: Signature, other: Signature) -> bool:
+    """Whether some call, so many positional arguments and some keywords, is right for both signatures."""
+    return any(
+        _keywords_suit(one, other, positional) and _keywords_suit(other, one, positional)
+        for positional in range(_MOST_POSITIONAL)
+    )
+
+
+def _keywords_suit(one: Signature, other: Signature, positional: int) -> bool:
+    """Whether, after so many positional arguments, what `one` still requires can be given to both by keyword."""
+    parameters = list(one.parameters.values())
+    takes = [p for p in parameters if p.kind in _POSITIONAL]
+    if positional > len(takes) and not any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        return False
+    open_ones = [p for p in parameters if p.kind not in _VARIADIC and p not in takes[:positional]]
+    return all(
+        p.kind is not Parameter.POSITIONAL_ONLY and _accepts_keyword(other, p.name, positional)
+        for p in open_ones
+        if p.default is Parameter.empty
+    )
+
+
+def _accepts_keyword(signature: Signature, name: str, positional: int) -> bool:
+    parameters = list(signature.parameters.values())
+    filled = [p.name for p in parameters if p.kind in _POSITIONAL][:positional]
+    if name in filled:
+        return False
+    known = signature.parameters.get(name)
+    if known is not None and known.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY):
+        return True
+    return any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _listed(signature: Signature) -> str:
+    return ", ".join(map(str, signature.replace(return_annotation=Signature.empty).parameters)) or "none"
+
+
+def _title(question: Callable[..., Any]) -> str:
+    return getattr(question, "__qualname__", None) or repr(question)

@@ -1,0 +1,157 @@
+"""A layer: one limiter on one function, with its key and its cost."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from quotalimit._arguments import Question
+from quotalimit.amounts import units_or_none, whole
+from quotalimit.errors import InvalidKey
+from quotalimit.failures import KEEP, Failure, Verdict, read_error
+from quotalimit.keys import Identity, Key, identify
+from quotalimit.limiters import Limiter, Places
+from quotalimit.usage import Reading, Usage
+
+log: Final = logging.getLogger("quotalimit")
+
+
+class Layer(ABC):
+    """One limiter on one function: whose call it is, what it costs, how long it may wait."""
+
+    holds: bool
+    """Whether a charge of this layer may be adjusted when the call ends."""
+
+    def __init__(self, limiter: Limiter, key: Question, patience: int) -> None:
+        self.limiter = limiter
+        self.key = key
+        self.patience = patience
+
+    @property
+    def questions(self) -> dict[str, Question]:
+        """What the layer wants to know about a call, by what it is for."""
+        asked: dict[str, Question] = {"key": self.key}
+        if self.limiter.tiers is not None:
+            asked["limit"] = self.limiter.tiers
+        return asked | self._amount_question()
+
+    def read(self, answers: Iterator[Any]) -> tuple[Key, Identity, Places, int, int]:
+        """The answers to the layer's questions: key, identity, limits, units needed and units taken."""
+        key = next(answers)
+        try:
+            identity = identify(key)
+        except InvalidKey as error:
+            raise InvalidKey(f"{self.limiter.name}: {error}") from None
+        binding = self.limiter.bound()
+        places = binding.places if self.limiter.tiers is None else binding.places_for(next(answers))
+        return key, identity, places, *self._amount(answers)
+
+    @abstractmethod
+    def _amount_question(self) -> dict[str, Question]: ...
+
+    @abstractmethod
+    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]: ...
+
+
+class RateLayer(Layer):
+    """A rate limiter on a function."""
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        key: Question,
+        patience: int,
+        cost: float | Callable[..., float],
+        refund_on: tuple[type[BaseException], ...],
+    ) -> None:
+        super().__init__(limiter, key, patience)
+        self.refund_on = refund_on
+        self.holds = bool(refund_on)
+        self._cost = cost if callable(cost) else whole(cost, "cost")
+
+    def _amount_question(self) -> dict[str, Question]:
+        return {"cost": self._cost} if callable(self._cost) else {}
+
+    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]:
+        cost = whole(next(answers), "cost") if callable(self._cost) else self._cost
+        return cost, cost
+
+
+class TokenLayer(Layer):
+    """A token budget on a function."""
+
+    holds = True
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        key: Question,
+        patience: int,
+        reserve: float | Callable[..., float] | None,
+        usage: Callable[[Any], Usage | float | None],
+        weigh: Callable[[Usage], float] | None,
+        on_error: Callable[[BaseException], Failure],
+    ) -> None:
+        super().__init__(limiter, key, patience)
+        self.estimates_silently = False
+        self._reserve = reserve if callable(reserve) or reserve is None else whole(reserve, "reserve")
+        self._usage = usage
+        self._weigh = weigh
+        self._on_error = on_error
+
+    def _amount_question(self) -> dict[str, Question]:
+        return {"reserve": self._reserve} if callable(self._reserve) else {}
+
+    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]:
+        if self._reserve is None:
+            return 1, 0
+        reserve = whole(next(answers), "reserve") if callable(self._reserve) else self._reserve
+        return reserve, reserve
+
+    @property
+    def reserves(self) -> bool:
+        """Whether the layer holds what a call is expected to use."""
+        return self._reserve is not None
+
+    def read_result(self, result: object) -> Reading | None:
+        """The usage that a result reports, by the caller's own reader. What that raises is logged: usage unknown."""
+        return self._sensible(self._usage, result)
+
+    def read_failure(self, error: BaseException) -> Reading | Verdict:
+        """What an exception of the call says of its usage, or what becomes of the hold."""
+        try:
+            outcome = self._on_error(error)
+            if outcome is None:
+                outcome = read_error(error)
+        except Exception:
+            log.exception("%s: on_error raised; the hold is kept", self.limiter.name)
+            return KEEP
+        if isinstance(outcome, Verdict):
+            return outcome
+        reading = _known(outcome)
+        return KEEP if reading is None else reading
+
+    def weigh(self, reading: Reading) -> int | None:
+        """What a reading is charged; None if the caller's own weights make no sense of it."""
+        if isinstance(reading, int):
+            return reading
+        if self._weigh is None:
+            return reading.total_tokens
+        weight = self._sensible(self._weigh, reading)
+        return weight if isinstance(weight, int) else None
+
+    def _sensible(self, ask: Callable[[Any], object], subject: object) -> Reading | None:
+        try:
+            return _known(ask(subject))
+        except Exception:  # the call has been paid for: its result is not lost because it cannot be read
+            log.exception("%s: %r raised; the usage is unknown", self.limiter.name, ask)
+            return None
+
+
+def _known(outcome: object) -> Reading | None:
+    """A reading that makes sense: negative, boolean or infinite ones do not."""
+    if isinstance(outcome, Usage):
+        return outcome if outcome.is_known else None
+    return units_or_none(outcome)

@@ -1,0 +1,265 @@
+"""The calls of one process that wait for room: in lines, in order of arrival.
+
+A waiting call stands in the lines of all its counts at once, and takes nothing until it starts. Only the call at the
+head of all its lines asks the store; it sleeps until the time that the store computed, or until it is rung. The flow
+is written once, as a generator that says what it needs next; a driver for threads and one for tasks do it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+from quotalimit import clock
+
+if TYPE_CHECKING:
+    from quotalimit.stores.base import Answer, Claim, Store
+
+FOREVER: Final = 1 << 62
+"""Microseconds; the patience of `wait=math.inf`."""
+
+_LONGEST_SLEEP: Final = 86_400_000_000
+
+Place: TypeAlias = Hashable
+"""Where a line stands: the counts of a limit and an identity."""
+
+
+class Bell(Protocol):
+    """Wakes one waiting call, from any thread, also before it sleeps and from a finalizer."""
+
+    def ring(self) -> None: ...
+
+
+class Waiter:
+    """One waiting call: what it needs at each of its places, and when it expects to start."""
+
+    __slots__ = ("bell", "due", "needs")
+
+    def __init__(self, claims: Sequence[Claim], bell: Bell) -> None:
+        self.bell = bell
+        self.due = 0
+        self.needs: dict[Place, int] = {}
+        for claim in claims:
+            place = (claim.counts, claim.identity)
+            self.needs[place] = self.needs.get(place, 0) + claim.need
+
+
+class Lines:
+    """The lines of a store in this process, one for each place at which somebody waits. True if there is any."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Place, deque[Waiter]] = {}
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def join(self, waiter: Waiter) -> None:
+        with self._lock:
+            for place in waiter.needs:
+                self._lines.setdefault(place, deque()).append(waiter)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a call out of its lines, and wake those that now stand at a head."""
+        with self._lock:
+            for place in waiter.needs:
+                line = self._lines[place]
+                line.remove(waiter)
+                if line:
+                    line[0].bell.ring()
+                else:
+                    del self._lines[place]
+
+    def is_first(self, waiter: Waiter) -> bool:
+        """Whether a call stands at the head of all its lines."""
+        with self._lock:
+            return all(self._lines[place][0] is waiter for place in waiter.needs)
+
+    def ring(self, *place: Hashable) -> None:
+        """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
+        line = self._lines.get(place)
+        if line:
+            try:
+                line[0].bell.ring()
+            except IndexError:
+                pass
+
+    def announce(self, claims: Sequence[Claim], waiter: Waiter | None = None) -> None:
+        """Tell claims which waiting calls they must not delay: the heads of their lines, and what all before need."""
+        with self._lock:
+            for claim in claims:
+                place = (claim.counts, claim.identity)
+                line = self._lines.get(place)
+                if not line or line[0] is waiter:
+                    claim.heads, claim.ahead = (), 0
+                    continue
+                claim.heads = ((line[0].needs[place], line[0].due),)
+                claim.ahead = sum(other.needs[place] for other in line if other is not waiter)
+
+
+class Ask:
+    """A step of a waiting call: ask the store again, at a time known to have come."""
+
+    __slots__ = ("not_before",)
+
+    def __init__(self, not_before: int) -> None:
+        self.not_before = not_before
+
+
+class Sleep:
+    """A step of a waiting call: sleep for some microseconds, or until the bell rings."""
+
+    __slots__ = ("microseconds",)
+
+    def __init__(self, microseconds: int) -> None:
+        self.microseconds = microseconds
+
+
+Flow: TypeAlias = Generator[Ask | Sleep, Any, "Answer"]
+
+
+def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int], answer: Answer, bell: Bell) -> Flow:
+    """Wait until refused claims are admitted, or until a layer that refuses has delayed the call for its patience.
+
+    `patience` holds microseconds, one for each claim. Returns the last answer, a refusal if it was not worth waiting.
+    The driver sends the store's `Answer` to an `Ask`, and whether the bell rang to a `Sleep`.
+    """
+    deadlines: dict[int, int] = {}
+    give_up = _give_up_at(answer, patience, deadlines)
+    if give_up is None:
+        return answer
+    waiter = Waiter(claims, bell)
+    lines.join(waiter)
+    try:
+        slept_until = 0
+        while True:
+            first = lines.is_first(waiter)
+            if first or answer.now >= give_up:
+                lines.announce(claims, waiter)
+                answer = yield Ask(slept_until)
+                if not answer.refusals:
+                    return answer
+                give_up = _give_up_at(answer, patience, deadlines)
+                if give_up is None:
+                    return answer
+            wake = give_up
+            if first:
+                waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
+                wake = min(wake, waiter.due)
+            before = clock.now()
+            nap = min(max(wake - max(answer.now, slept_until), 0), _LONGEST_SLEEP)
+            rang = yield Sleep(nap)
+            now = clock.now()
+            if not rang and now <= before:  # a clock that stands still: what was slept has passed all the same
+                slept_until = now = max(slept_until, before) + nap
+            answer.now = max(answer.now, now)
+    finally:
+        lines.leave(waiter)
+
+
+def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:
+    """When the first of the refusing layers has delayed the call for its patience; None if waiting is no use."""
+    now = answer.now
+    for place, refusal in answer.refusals.items():
+        deadline = deadlines.setdefault(place, now + patience[place])
+        if refusal.wait_us is None or deadline <= now:
+            return None
+        if now + refusal.wait_us > deadline and refusal.reason != "busy":  # an open hold may settle sooner
+            return None
+    return min(deadlines[place] for place in answer.refusals)
+
+
+class ThreadBell:
+    """A bell for a waiting thread."""
+
+    __slots__ = ("_silent",)
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        try:
+            self._silent.release()
+        except RuntimeError:  # it rang already
+            pass
+
+    def wait(self, seconds: float) -> bool:
+        return self._silent.acquire(timeout=seconds)
+
+
+class TaskBell:
+    """A bell for a waiting asyncio task."""
+
+    __slots__ = ("_event", "_loop")
+
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:  # the loop is closed, and with it the task is gone
+            pass
+
+    async def wait(self, seconds: float) -> bool:
+        import asyncio
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+
+def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+    """Ask a store for claims, and wait in line where the claims' layers allow it."""
+    if store.lines:
+        store.lines.announce(claims)
+    answer = store.acquire(claims, report=report)
+    if not answer.refusals or not any(patience[place] for place in answer.refusals):
+        return answer
+    bell = ThreadBell()
+    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    try:
+        step = next(flow)
+        while True:
+            if isinstance(step, Ask):
+                step = flow.send(store.acquire(claims, not_before=step.not_before, report=report))
+            else:
+                step = flow.send(bell.wait(step.microseconds / 1e6))
+    except StopIteration as stop:
+        final: Answer = stop.value
+        return final
+    finally:
+        flow.close()
+
+
+async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+    """The twin of `acquire` for tasks: it waits without blocking the event loop."""
+    if store.lines:
+        store.lines.announce(claims)
+    answer = store.acquire(claims, report=report)
+    if not answer.refusals or not any(patience[place] for place in answer.refusals):
+        return answer
+    bell = TaskBell()
+    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    try:
+        step = next(flow)
+        while True:
+            if isinstance(step, Ask):
+                step = flow.send(store.acquire(claims, not_before=step.not_before, report=report))
+            else:
+                step = flow.send(await bell.wait(step.microseconds / 1e6))
+    except StopIteration as stop:
+        final: Answer = stop.value
+        return final
+    finally:
+        flow.close()

@@ -1,0 +1,193 @@
+"""The shapes that a call can have, and the only import of wrapt.
+
+A wrapper is a `wrapt.FunctionWrapper`, so that it looks like its function to everything that looks. Its class is made
+for it, with a `__call__` that closes over function and guard: that is several times faster than attributes of a proxy.
+"""
+
+# wrapt keeps on the proxy itself only what is named _self_*.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
+from typing import Any
+
+import wrapt
+
+from quotalimit._guard import Guard
+from quotalimit._layers import Layer
+from quotalimit._streams import drive, drive_async, first, first_async, settle_later
+from quotalimit.usage import begin, end
+
+Caller = Callable[..., Any]
+
+
+class Guarded(wrapt.FunctionWrapper[..., Any]):
+    """A function with a guard around it."""
+
+    def __init__(self, function: Callable[..., Any], guard: Guard) -> None:
+        super().__init__(function, _never)
+        self._self_guard = guard
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        function = self.__wrapped__
+        if instance is None or not hasattr(type(function), "__get__"):
+            return self
+        if type(function) is FunctionType:
+            return MethodType(self, instance)
+        return BoundGuarded(self, instance, function.__get__(instance, owner))
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def __reduce_ex__(self, _protocol: object) -> str:
+        return self.__reduce__()
+
+    def __copy__(self) -> Guarded:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Guarded:
+        return self
+
+
+class BoundGuarded(wrapt.ObjectProxy[Any]):
+    """A guarded descriptor that is no plain function, bound to an instance by itself."""
+
+    def __init__(self, guarded: Guarded, instance: Any, bound: Callable[..., Any]) -> None:
+        super().__init__(bound)
+        self._self_guarded = guarded
+        self._self_instance = instance
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        guard, instance = self._self_guarded._self_guard, self._self_instance
+        call = _caller(lambda _instance, *args, **kwargs: self.__wrapped__(*args, **kwargs), guard, self.__wrapped__)
+        return call(instance, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._self_instance, self.__name__)
+
+    def __reduce_ex__(self, _protocol: object) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer]], Layer]) -> Any:
+    """Put a layer around a function, or around the layers that it has already: these become one guard."""
+    if isinstance(function, (classmethod, staticmethod)):
+        return type(function)(wrap(function.__func__, make_layer))
+    inner: tuple[Layer, ...] = ()
+    if isinstance(function, Guarded):
+        inner = function._self_guard.layers
+        function = function.__wrapped__
+    guard = Guard(function, (make_layer(function, inner), *inner))
+    call = _caller(function, guard, function)
+
+    class GuardedFunction(Guarded):
+        def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs)
+
+    return GuardedFunction(function, guard)
+
+
+def guards_of(function: Any) -> list[Guard]:
+    """The guards around a function, the outermost first, also through other decorators."""
+    found: list[Guard] = []
+    seen: set[int] = set()
+    while function is not None and id(function) not in seen:
+        seen.add(id(function))
+        if isinstance(function, Guarded):
+            found.append(function._self_guard)
+        elif isinstance(function, BoundGuarded):
+            found.append(function._self_guarded._self_guard)
+        if isinstance(function, (MethodType, classmethod, staticmethod)):
+            function = function.__func__
+        elif isinstance(function, functools.partial) and not isinstance(function, Guarded):
+            function = function.func
+        else:
+            function = getattr(function, "__wrapped__", None)
+    return found
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("a guarded function has a __call__ of its own")
+
+
+def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]) -> Caller:
+    """What happens at a call, by the kind of function that `kind` is."""
+    if _is_kind(kind, inspect.isasyncgenfunction):
+        return _async_generator_caller(function, guard)
+    if _is_kind(kind, inspect.iscoroutinefunction):
+        return _coroutine_caller(function, guard)
+    if _is_kind(kind, inspect.isgeneratorfunction):
+        return _generator_caller(function, guard)
+    return _function_caller(function, guard)
+
+
+def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return test(function) or (not inspect.isroutine(function) and test(type(function).__call__))
+
+
+def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        entered = guard.enter(args, kwargs)
+        if entered is None:
+            return function(*args, **kwargs)
+        token = begin(entered)
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            entered.fail(error)
+            raise
+        finally:
+            end(token)
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            return settle_later(entered, result)
+        entered.finish(result)
+        return result
+
+    return call
+
+
+def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        entered = await guard.enter_async(args, kwargs)
+        if entered is None:
+            return await function(*args, **kwargs)
+        token = begin(entered)
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            entered.fail(error)
+            raise
+        finally:
+            end(token)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            return settle_later(entered, result)
+        entered.finish(result)
+        return result
+
+    return call
+
+
+def _generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        stream = function(*args, **kwargs)
+        entered = guard.enter(args, kwargs)
+        return stream if entered is None else first(drive(entered, stream))
+
+    return call
+
+
+def _async_generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        stream = function(*args, **kwargs)
+        admitted, entered = guard.enter_unless_it_must_wait(args, kwargs)
+        if not admitted:
+            return drive_async(lambda: guard.enter_async(args, kwargs), None, stream)
+        return stream if entered is None else first_async(drive_async(None, entered, stream))
+
+    return call

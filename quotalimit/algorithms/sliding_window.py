@@ -1,0 +1,170 @@
+"""The exact sliding window: in no half-open interval of one period are more than N units admitted."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from itertools import accumulate
+
+from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
+from quotalimit.rate import Rate
+
+
+class SlidingWindow(Algorithm):
+    """At most N units in any interval of one period, however placed: `SlidingWindow("20/minute")`.
+
+    A charge counts for exactly one period. The state is a log of the charges: while each is one unit, an array of
+    their times (8 bytes a call); from the first other cost on, a `Log`. Its mark is the time of the charge.
+    """
+
+    __slots__ = ("_period",)
+
+    kind = "sliding"
+
+    def __init__(self, rate: Rate | str) -> None:
+        super().__init__(rate)
+        self._period = self._needs_fixed_period()
+
+    @property
+    def period(self) -> int:
+        return self._period
+
+    def fits(self, state: State, need: int, now: int) -> int:
+        spare = self.capacity - need  # units that may stay
+        if spare < 0:
+            return NEVER
+        if state is None:
+            return 0
+        if type(state) is array:
+            if len(state) <= spare:
+                return 0
+            wait: int = state[-1 - spare] + self._period - now
+        else:
+            wait = state.over(spare) + self._period - now - state.shift
+        return wait if wait > 0 else 0
+
+    def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
+        if cost == 1 and (state is None or type(state) is array):
+            if state is None:
+                return array("q", (now,)), now
+            state.append(now)
+            calls = len(state)
+            if not calls & 63 and state[calls >> 3] <= now - self._period:  # an eighth of it is out of the window
+                del state[: bisect_right(state, now - self._period)]
+            return state, now
+        if cost == 0 and (state is None or type(state) is array):
+            return state, now
+        log = Log.of(state)
+        mark = now + log.shift
+        log.trim(mark - self._period)
+        log.add(mark, cost)
+        return log, mark
+
+    def adjust(self, state: State, mark: Mark, delta: int, now: int) -> State:
+        log = Log.of(state)
+        at = now + log.shift
+        if delta == 0 or mark <= at - self._period:
+            return state
+        log.add(min(mark, at), delta)
+        return log
+
+    def redate(self, state: State, now: int) -> State:
+        if state is None:
+            return None
+        newest: int = state[-1] if type(state) is array else state.newest - state.shift
+        if newest <= now:
+            return state
+        log = Log.of(state)
+        log.shift += newest - now
+        return log
+
+    def used(self, state: State, now: int) -> int:
+        if state is None:
+            return 0
+        if type(state) is array:
+            return len(state) - bisect_right(state, now - self._period)
+        return int(state.since(now + state.shift - self._period))
+
+    def whole_at(self, state: State, now: int) -> int:
+        if self.used(state, now) == 0:
+            return now
+        newest: int = state[-1] if type(state) is array else state.times[-1] - state.shift
+        return newest + self._period
+
+    def matters(self, state: State, now: int) -> bool:
+        newest: int = state[-1] if type(state) is array else state.newest - state.shift
+        return newest > now - self._period
+
+
+class Log:
+    """Charges of any cost, oldest first, one entry for each moment at which something was charged.
+
+    `sums[i]` counts the units charged before `times[i]`, and `sums[-1]` all of them, so that any question is one
+    binary search; an adjustment costs an addition for each entry after its own, which are the calls in flight.
+
+    Times are on a timeline of the log's own, which never runs back: that of the clock plus `shift`. A clock that
+    steps back moves `shift` alone, so that charges keep their distances and marks their meaning.
+    """
+
+    __slots__ = ("newest", "shift", "sums", "times")
+
+    def __init__(self, times: array[int], sums: array[int], shift: int, newest: int) -> None:
+        self.times = times
+        self.sums = sums
+        self.shift = shift
+        self.newest = newest
+
+    @classmethod
+    def of(cls, state: State) -> Log:
+        """The state as a log: itself, or made of the times of single units."""
+        if isinstance(state, Log):
+            return state
+        charges: Counter[int] = Counter(state)
+        sums = accumulate(charges.values(), initial=0)
+        return cls(array("q", charges), array("q", sums), 0, state[-1] if state else 0)
+
+    def over(self, spare: int) -> int:
+        """The time of the youngest charge that must leave for no more than `spare` units to stay."""
+        bound = self.sums[-1] - spare
+        first = bisect_left(self.sums, bound)
+        return self.times[first - 1] if first else -NEVER
+
+    def since(self, horizon: int) -> int:
+        """Units charged after the horizon."""
+        return self.sums[-1] - self.sums[bisect_right(self.times, horizon)]
+
+    def add(self, time: int, delta: int) -> None:
+        """Charge `delta` units at a time, or give back up to what was charged then."""
+        times, sums = self.times, self.sums
+        self.newest = max(self.newest, time)
+        if delta == 0:
+            return
+        if not times or time > times[-1]:
+            if delta > 0:
+                times.append(time)
+                sums.append(sums[-1] + delta)
+            return
+        index = bisect_left(times, time)
+        known = times[index] == time
+        cost = sums[index + 1] - sums[index] if known else 0
+        delta = max(delta, -cost)
+        if not known and delta > 0:
+            times.insert(index, time)
+            sums.insert(index, sums[index])
+        elif cost + delta == 0:
+            if known:
+                del times[index], sums[index]
+            index -= 1
+        if delta:
+            sums[index + 1 :] = array("q", [units + delta for units in sums[index + 1 :]])
+
+    def trim(self, horizon: int) -> None:
+        """Drop what is out of the window once that is an eighth of the log."""
+        eighth = len(self.times) >> 3
+        if eighth and self.times[eighth] <= horizon:
+            gone = bisect_right(self.times, horizon)
+            del self.times[:gone], self.sums[:gone]
+
+    def __copy__(self) -> Log:
+        return Log(self.times[:], self.sums[:], self.shift, self.newest)

@@ -1,0 +1,33 @@
+"""What counts as an amount of units: a cost, a reserve, a number of tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, SupportsIndex
+
+MAX_UNITS: Final = 2**53 - 1
+"""The most units of one call: what every store can count in exactly."""
+
+
+def whole(value: object, what: str) -> int:
+    """A cost as whole units, rounded up. Raises `ValueError`, naming `what`, if it is negative, NaN or no number."""
+    units = units_or_none(value)
+    if units is None:
+        raise ValueError(f"{what} must be a number from 0 to {MAX_UNITS}, not {value!r}")
+    return units
+
+
+def units_or_none(value: object) -> int | None:
+    """A number as whole units, rounded up; None for what is negative, boolean, not finite or no number."""
+    if type(value) is not int:
+        if isinstance(value, bool):
+            return None
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return None
+            value = math.ceil(value) if value >= 0 else -1
+        elif isinstance(value, SupportsIndex):
+            value = value.__index__()
+        else:
+            return None
+    return value if 0 <= value <= MAX_UNITS else None

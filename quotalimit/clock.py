@@ -1,0 +1,11 @@
+"""The one place where quotalimit reads the time."""
+
+import time
+
+
+def now() -> int:
+    """The present, in whole microseconds since the Unix epoch.
+
+    `time.time` is looked up at each call, so that freezegun and time-machine work as they are.
+    """
+    return round(time.time() * 1e6)

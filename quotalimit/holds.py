@@ -1,0 +1,101 @@
+"""Tokens held by hand, for a call that no decorator wraps: `with budget.reserve("alice", 1500) as hold: ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextvars import Token
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from quotalimit._calls import Call
+from quotalimit._guard import Asked, admit, admit_async
+from quotalimit._layers import TokenLayer
+from quotalimit.decision import Decision, slowest
+from quotalimit.failures import read_error
+from quotalimit.keys import Key
+from quotalimit.settlement import Settlement
+from quotalimit.usage import Recorder, begin, end, read_usage, sources_of, to_reading
+
+if TYPE_CHECKING:
+    from quotalimit.limiters import TokenBudget
+
+
+class Hold:
+    """Tokens taken for a running call, settled once to what the call used.
+
+    `decision` is how it was admitted, `settlement` what was charged in the end, None until then.
+    """
+
+    def __init__(self, call: Call, decision: Decision) -> None:
+        self.decision = decision
+        self.settlement: Settlement | None = None
+        self._call = call
+        self._token: Token[Recorder | None] | None = None
+
+    def settle(self, used: object) -> Settlement:
+        """Charge what the call used instead of what is held: a model's response, a `Usage` or a number of units.
+
+        What reports no usage is charged what was recorded inside the block, else all that is held. A second
+        settlement does nothing.
+        """
+        if self.settlement is None:
+            self._settled(self._call.finish_as(to_reading(used), sources_of(used)))
+        assert self.settlement is not None
+        return self.settlement
+
+    def _settled(self, settlements: list[Settlement]) -> None:
+        if settlements:
+            self.settlement = settlements[0]
+
+    def __enter__(self) -> Hold:
+        self._token = begin(self._call)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._settled(self._call.finish() if error is None else self._call.fail(error))
+        if self._token is not None:
+            end(self._token)
+
+    def __del__(self) -> None:
+        self._call.finish()
+
+
+class HoldLater:
+    """A hold that is taken when it is awaited, or entered with `async with`."""
+
+    def __init__(self, budget: TokenBudget, key: Key, tokens: int, patience: int) -> None:
+        self._ask = budget, key, tokens, patience
+        self._hold: Hold | None = None
+
+    def __await__(self) -> Generator[Any, None, Hold]:
+        return self._take().__await__()
+
+    async def __aenter__(self) -> Hold:
+        self._hold = await self._take()
+        return self._hold.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._hold is not None
+        self._hold.__exit__(kind, error, trace)
+
+    async def _take(self) -> Hold:
+        asked = _asked(*self._ask)
+        return _hold(asked, await admit_async(asked, report=True))
+
+
+def take(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Hold:
+    """Hold tokens at once. Raises `TokenBudgetExceeded`."""
+    asked = _asked(budget, key, tokens, patience)
+    return _hold(asked, admit(asked, report=True))
+
+
+def _asked(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Asked:
+    layer = TokenLayer(budget, "key", patience, tokens, read_usage, None, read_error)
+    return Asked((layer,), (key,), ())
+
+
+def _hold(asked: Asked, call: Call | None) -> Hold:
+    assert call is not None
+    return Hold(call, slowest(asked.decisions))

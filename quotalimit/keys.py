@@ -1,0 +1,102 @@
+"""What an identity may be, its one encoding, and ready-made keys."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from quotalimit.errors import InvalidKey
+
+Part: TypeAlias = str | int | bytes | UUID | Enum
+Key: TypeAlias = Part | tuple[Part, ...]
+"""Whose call it is: what a key function returns."""
+
+Identity: TypeAlias = Hashable
+"""A checked key in the form in which it is counted: two equal identities are the same person."""
+
+LONGEST: Final = 256
+"""Bytes; the encoding of a longer key is replaced by its digest."""
+
+
+def identify(key: object) -> Identity:
+    """Check a key and return its identity, or raise `InvalidKey`.
+
+    Strings and integers stand for themselves; everything else for its encoding, which is bytes and so equals
+    neither. `1` and `"1"`, `("a/b", "c")` and `("a", "b/c")`, an enum member and its value are different people.
+    """
+    kind = type(key)
+    if kind is str or kind is int:
+        return key
+    return encode(key)
+
+
+def encode(key: object) -> bytes:
+    """Write a key as bytes that no other key is written as, on every store and in every process.
+
+    Raises `InvalidKey` for what is not a `str`, `int`, `bytes`, `UUID`, enum member or a tuple of these.
+    """
+    written = _tuple(key) if isinstance(key, tuple) else _part(key)
+    if len(written) > LONGEST:
+        return b"#" + blake2b(written, digest_size=32).digest()
+    return written
+
+
+def _tuple(parts: tuple[object, ...]) -> bytes:
+    if not parts:
+        raise InvalidKey(
+            "a key must not be an empty tuple: all callers would share one count. Use key=everyone for that"
+        )
+    encoded = [_part(part) for part in parts]
+    return b"t" + b"".join(b"%d:%b" % (len(part), part) for part in encoded)
+
+
+def _part(part: object) -> bytes:
+    if isinstance(part, Enum):
+        kind = type(part)
+        return b"e" + f"{kind.__module__}:{kind.__qualname__}.{part.name}".encode("utf-8", "surrogatepass")
+    if isinstance(part, str):
+        return b"s" + str.encode(part, "utf-8", "surrogatepass")
+    if isinstance(part, int) and not isinstance(part, bool):
+        return b"i%x" % int(part)
+    if isinstance(part, bytes):
+        return b"b" + bytes(part)
+    if isinstance(part, UUID):
+        return b"u" + part.bytes
+    raise InvalidKey(
+        f"a key must be a str, int, bytes, UUID, enum member or a tuple of these, not {_named(part)}: "
+        "two people must never share a count by accident"
+    )
+
+
+def _named(value: object) -> str:
+    """What a refused key is, without showing whose it is."""
+    return repr(value) if value is None or isinstance(value, bool) else f"a {type(value).__qualname__}"
+
+
+def everyone(*_args: Any, **_kwargs: Any) -> str:
+    """One count for all callers: `key=everyone`."""
+    return "everyone"
+
+
+def ip_key(address: str) -> str:
+    """The identity of an IP address: IPv4 as it is, IPv6 by its /64 network, IPv4-mapped IPv6 as IPv4.
+
+    One subscriber usually holds a whole IPv6 /64 (RFC 6177), and could otherwise change address at each call.
+    Raises `InvalidKey` for what is not an address.
+    """
+    from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+    try:
+        parsed = ip_address(address) if isinstance(address, str) else None
+    except ValueError:
+        parsed = None
+    if isinstance(parsed, IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
+    if isinstance(parsed, IPv4Address):
+        return str(parsed)
+    if isinstance(parsed, IPv6Address):
+        return str(IPv6Network((int(parsed), 64), strict=False))
+    raise InvalidKey(f"not an IP address: a {type(address).__qualname__} that ipaddress.ip_address cannot read")

@@ -1,0 +1,304 @@
+"""Named limits on a store, usable with no decorator: `RateLimiter` and `TokenBudget`."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+from quotalimit._waiting import FOREVER, acquire, acquire_async
+from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
+from quotalimit.amounts import whole
+from quotalimit.decision import Decision, collector, slowest
+from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
+from quotalimit.keys import Key, identify
+from quotalimit.rate import SECOND, Rate
+from quotalimit.stores.base import Answer, Claim, Counts, Store
+from quotalimit.stores.default import follow
+
+if TYPE_CHECKING:
+    from quotalimit.holds import Hold, HoldLater
+
+Limit: TypeAlias = str | Rate | Algorithm
+"""What a limit may be written as."""
+
+Places: TypeAlias = tuple[tuple[Counts, Algorithm], ...]
+"""Limits, each with the store's place for its counts."""
+
+_binding: Final = threading.Lock()
+_MOST_TIERS: Final = 10_000
+
+
+class Unlimited:
+    """The type of `UNLIMITED`."""
+
+    def __repr__(self) -> str:
+        return "UNLIMITED"
+
+    def __reduce__(self) -> str:
+        return "UNLIMITED"
+
+
+UNLIMITED: Final = Unlimited()
+"""What a callable limit returns for a caller who has no limit. Never the default: a missing plan is not a free one."""
+
+
+class Binding:
+    """A limiter's places on one store: for each limit, the store's counts of it."""
+
+    __slots__ = ("_limiter", "_tiers", "all_counts", "places", "store")
+
+    def __init__(self, limiter: Limiter, store: Store) -> None:
+        self.store = store
+        self._limiter = limiter
+        self.all_counts: set[Counts] = set()
+        self._tiers: dict[Hashable, Places] = {}
+        self.places: Places = self._find(limiter.limits)
+
+    def places_for(self, tier: object) -> Places:
+        """The places of the limits that a callable limit returned."""
+        if tier is UNLIMITED:
+            return ()
+        several = tuple(tier) if isinstance(tier, (list, tuple)) else (tier,)
+        try:
+            known = self._tiers.get(several)
+        except TypeError:  # not hashable, so not a limit: reading it says so
+            known = None
+        if known is None:
+            known = self._find(self._limiter.read_tier(several))
+            if len(self._tiers) >= _MOST_TIERS:
+                self._tiers.clear()
+            self._tiers[several] = known
+        return known
+
+    def _find(self, limits: Sequence[Algorithm]) -> Places:
+        places = tuple(
+            (self.store.counts(self._limiter, position, limit), limit) for position, limit in enumerate(limits)
+        )
+        self.all_counts.update(counts for counts, _ in places)
+        return places
+
+
+class Limiter:
+    """Limits under one name on one store, and the calls that are counted against them."""
+
+    exceeded: ClassVar[type[LimitExceeded]]
+    """What is raised past a limit."""
+
+    default_algorithm: ClassVar[type[SlidingWindow | CalendarWindow]]
+    """What a limit written as a string, or as a bare `Rate`, means."""
+
+    def __init__(self, *limits: Limit, name: str | None = None, store: Store | None = None) -> None:
+        if not limits:
+            raise InvalidLimit(f'{type(self).__name__} needs at least one limit, such as "20/minute"')
+        self._set_up(tuple(map(self.read_limit, limits)), None, name, store)
+
+    def _set_up(
+        self, limits: tuple[Algorithm, ...], tiers: Callable[..., Any] | None, name: str | None, store: Store | None
+    ) -> None:
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ValueError(f"name must be text, not {name!r}")
+        if store is not None and not isinstance(store, Store):
+            raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+        self.limits = limits
+        self.tiers = tiers
+        self.named = name is not None
+        self.name: str = name or ", ".join(str(limit.rate) for limit in limits) or "tiers"
+        self.origin: str | None = None
+        self._own_store = store
+        self._binding: Binding | None = None
+
+    @classmethod
+    def for_function(
+        cls, limits: Sequence[Limit], tiers: Callable[..., Any] | None, name: str | None, store: Store | None
+    ) -> Limiter:
+        """The limiter of one decorator."""
+        limiter = cls.__new__(cls)
+        limiter._set_up(tuple(map(cls.read_limit, limits)), tiers, name, store)
+        return limiter
+
+    def adopt(self, name: str, origin: str) -> None:
+        """Take the default name and the origin that the decorated function gives."""
+        if not self.named:
+            self.name = name
+        self.origin = origin
+        if self._own_store is not None:
+            self.bound()
+
+    @classmethod
+    def read_limit(cls, limit: object) -> Algorithm:
+        """A limit from what it may be written as. Raises `InvalidLimit`."""
+        if isinstance(limit, Algorithm):
+            return limit
+        if isinstance(limit, (str, Rate)):
+            return cls.default_algorithm(limit)
+        raise InvalidLimit(f'a limit is written like "20/minute", as a Rate or as an algorithm, not {limit!r}')
+
+    @property
+    def terms(self) -> Hashable:
+        """What must be equal for two limiters of one name to share their counts."""
+        return (type(self).__name__, *self.limits) if self.tiers is None else (type(self).__name__, self.tiers)
+
+    def read_tier(self, tier: tuple[object, ...]) -> tuple[Algorithm, ...]:
+        """The limits that a callable limit returned. Raises `InvalidLimit` for None and for none at all."""
+        if not tier or None in tier:
+            raise InvalidLimit(
+                f"{self.name}: the callable limit returned {'None' if tier else 'no limits'}; "
+                "a missing plan is not a free one: return a limit, or UNLIMITED"
+            )
+        return tuple(map(self.read_limit, tier))
+
+    def bound(self) -> Binding:
+        """The limiter's places on its store, found at its first call."""
+        binding = self._binding
+        if binding is None:
+            with _binding:
+                binding = self._binding
+                if binding is None:
+                    binding = self._binding = Binding(self, self._own_store or follow(self))
+        return binding
+
+    def unbind(self) -> None:
+        """Look for the store anew at the next call: the default has changed."""
+        with _binding:
+            self._binding = None
+
+    def _claims(self, key: Key, units: int) -> list[Claim]:
+        """What a call outside of any decorator asks of each limit."""
+        if self.tiers is not None:
+            raise InvalidLimit(
+                f"{self.name}: the limits of this limiter come from a callable of the decorated function's arguments, "
+                "so it can be asked only through that function"
+            )
+        identity = identify(key)
+        return [Claim(counts, identity, limit, units, units, False) for counts, limit in self.bound().places]
+
+    def refusal(self, key: Key, answer: Answer) -> LimitExceeded:
+        """The exception for a refused call of one limiter."""
+        violations = tuple(answer.refusals.values())
+        return self.exceeded(slowest(violations), key, violations)
+
+    def peek(self, key: Key) -> Decision:
+        """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
+        claims = self._claims(key, 1)
+        return slowest(self.bound().store.peek(claims))
+
+    async def peek_async(self, key: Key) -> Decision:
+        """The twin of `peek`."""
+        return self.peek(key)
+
+    def reset(self, key: Key) -> None:
+        """Forget what an identity used. Open holds are closed: their later settlements do nothing."""
+        identity = identify(key)
+        binding = self.bound()
+        binding.store.reset([(counts, identity) for counts in tuple(binding.all_counts)])
+
+    async def reset_async(self, key: Key) -> None:
+        """The twin of `reset`."""
+        self.reset(key)
+
+    def _acquire(self, key: Key, units: int, wait: float) -> Decision:
+        claims = self._claims(key, units)
+        return self._answered(key, acquire(self.bound().store, claims, [patience_of(wait)] * len(claims), True))
+
+    async def _acquire_async(self, key: Key, units: int, wait: float) -> Decision:
+        claims = self._claims(key, units)
+        patience = [patience_of(wait)] * len(claims)
+        return self._answered(key, await acquire_async(self.bound().store, claims, patience, True))
+
+    def _answered(self, key: Key, answer: Answer) -> Decision:
+        report(list(answer.refusals.values()) or answer.decisions)
+        if answer.refusals:
+            raise self.refusal(key, answer)
+        return slowest(answer.decisions)
+
+    def __repr__(self) -> str:
+        limits = ", ".join(map(repr, self.limits)) if self.tiers is None else repr(self.tiers)
+        return f"{type(self).__name__}({limits}, name={self.name!r})"
+
+
+class RateLimiter(Limiter):
+    """Limits the calls of each identity: `RateLimiter("20/minute", "500/day", name="chat")`.
+
+    A bare string is an exact `SlidingWindow`. Raises `InvalidLimit` for limits that cannot be read.
+    """
+
+    exceeded = RateLimitExceeded
+    default_algorithm = SlidingWindow
+
+    def allow(self, key: Key, cost: float = 1) -> bool:
+        """Whether a call is admitted; it is counted if so. Never raises for a breach."""
+        try:
+            return self.acquire(key, cost).allowed
+        except LimitExceeded:
+            return False
+
+    def acquire(self, key: Key, cost: float = 1, wait: float = 0.0) -> Decision:
+        """Count a call of `cost` units, waiting for room for at most `wait` seconds.
+
+        Raises `RateLimitExceeded` where there is none, `InvalidKey` and `ValueError` for a bad key or cost.
+        """
+        return self._acquire(key, whole(cost, "cost"), wait)
+
+    async def allow_async(self, key: Key, cost: float = 1) -> bool:
+        """The twin of `allow`."""
+        try:
+            return (await self.acquire_async(key, cost)).allowed
+        except LimitExceeded:
+            return False
+
+    async def acquire_async(self, key: Key, cost: float = 1, wait: float = 0.0) -> Decision:
+        """The twin of `acquire`: it waits without blocking the event loop."""
+        return await self._acquire_async(key, whole(cost, "cost"), wait)
+
+
+class TokenBudget(Limiter):
+    """Limits the tokens of each identity: `TokenBudget("10_000/day", name="tokens")`.
+
+    A bare string is a `CalendarWindow` in UTC. Raises `InvalidLimit` for limits that cannot be read.
+    """
+
+    exceeded = TokenBudgetExceeded
+    default_algorithm = CalendarWindow
+
+    def charge(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:
+        """Check and deduct tokens, waiting for room for at most `wait` seconds.
+
+        Raises `TokenBudgetExceeded`, charging nothing, where they are more than what is left.
+        """
+        return self._acquire(key, whole(tokens, "tokens"), wait)
+
+    async def charge_async(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:
+        """The twin of `charge`."""
+        return await self._acquire_async(key, whole(tokens, "tokens"), wait)
+
+    def reserve(self, key: Key, tokens: float, wait: float = 0.0) -> Hold:
+        """Hold tokens for a call that is about to run: `with budget.reserve("alice", 1500) as hold: ...`.
+
+        They are held at once. `hold.settle(response)` charges what the call used instead; a block that ends without
+        is charged what was recorded in it, else all that was held. Raises `TokenBudgetExceeded`.
+        """
+        from quotalimit.holds import take
+
+        return take(self, key, whole(tokens, "tokens"), patience_of(wait))
+
+    def reserve_async(self, key: Key, tokens: float, wait: float = 0.0) -> HoldLater:
+        """The twin of `reserve`: `async with budget.reserve_async("alice", 1500) as hold: ...`, or await it."""
+        from quotalimit.holds import HoldLater
+
+        return HoldLater(self, key, whole(tokens, "tokens"), patience_of(wait))
+
+
+def patience_of(wait: float) -> int:
+    """The seconds that a call may wait, in microseconds. Raises `ValueError` if they are negative or no number."""
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or math.isnan(wait) or wait < 0:
+        raise ValueError(f"wait must be a number of seconds of at least 0, or math.inf, not {wait!r}")
+    return FOREVER if wait * SECOND >= FOREVER else round(wait * SECOND)
+
+
+def report(decisions: Iterable[Decision]) -> None:
+    """Hand decisions to the `collect_decisions` block that is open, if one is."""
+    seen = collector()
+    if seen is not None:
+        seen.extend(decisions)

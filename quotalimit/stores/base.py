@@ -1,0 +1,115 @@
+"""What a store is: it answers claims, all or none, and settles the charges that it took."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+from quotalimit._waiting import Lines
+from quotalimit.algorithms.base import Algorithm, Mark, State
+from quotalimit.decision import Decision, Reason
+from quotalimit.keys import Identity
+
+if TYPE_CHECKING:
+    from quotalimit.limiters import Limiter
+
+Counts: TypeAlias = Any
+"""A store's place for the counts of one limit, one for each identity. Only the store looks inside."""
+
+
+class Claim:
+    """What one call asks of one limit, for one identity.
+
+    `need` units must fit, `cost` of them are taken: they differ for a call that needs 1 and takes 0.
+    `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
+    count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
+    claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
+    `ahead` are the units that all waiting calls need.
+    """
+
+    __slots__ = ("ahead", "before", "cost", "counts", "heads", "holds", "identity", "lenders", "limit", "need")
+
+    def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
+        self.counts = counts
+        self.identity = identity
+        self.limit = limit
+        self.need = need
+        self.cost = cost
+        self.holds = holds
+        self.lenders: Sequence[Charge] = ()
+        self.before = 0
+        self.heads: Sequence[tuple[int, int]] = ()
+        self.ahead = 0
+
+
+class Charge:
+    """What one claim took, open until it is settled. `held` units of it may still be adjusted or lent."""
+
+    __slots__ = ("borrowed", "counts", "held", "identity", "limit", "mark", "open")
+
+    def __init__(self, claim: Claim, mark: Mark, held: int, borrowed: list[tuple[Charge, int]]) -> None:
+        self.counts = claim.counts
+        self.identity = claim.identity
+        self.limit = claim.limit
+        self.mark = mark
+        self.held = held
+        self.borrowed = borrowed
+        self.open = True
+
+
+class Answer:
+    """A store's answer to a call: admitted with the charges it holds, or refused by some of its limits.
+
+    `charges` are in the order of the claims that asked to hold. `refusals` maps the places of refused claims to their
+    decisions, `decisions` has those of all claims if the call asked for a report. `now` is the store's time.
+    """
+
+    __slots__ = ("charges", "decisions", "now", "refusals")
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self.charges: list[Charge] = []
+        self.refusals: dict[int, Decision] = {}
+        self.decisions: list[Decision] = []
+
+
+class Store(ABC):
+    """Where counts live. Every method is atomic and decides by the algorithms alone."""
+
+    blocking: ClassVar[bool]
+    """Whether asking waits for I/O, so that async code must use the `_async` twins."""
+
+    def __init__(self) -> None:
+        self.lines: Final = Lines()
+        """The calls of this process that wait for room."""
+
+    @abstractmethod
+    def counts(self, limiter: Limiter, position: int, limit: Algorithm) -> Counts:
+        """The place for the counts of a limiter's limit. Raises `InvalidLimit` where its name is taken by another."""
+
+    @abstractmethod
+    def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+        """Take all claims, or none of them. `not_before` is a time known to have come though the clock stands still."""
+
+    @abstractmethod
+    def peek(self, claims: Sequence[Claim]) -> list[Decision]:
+        """What `acquire` would decide about each claim; changes nothing."""
+
+    @abstractmethod
+    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+        """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed."""
+
+    @abstractmethod
+    def reset(self, places: Sequence[tuple[Counts, Identity]]) -> None:
+        """Forget what identities used, and close their open charges."""
+
+
+def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:
+    """The decision on a claim, given the state that remains after it."""
+    limit = claim.limit
+    used = limit.used(state, now)
+    remaining = max(0, limit.capacity - used)
+    return Decision(
+        claim.counts.name, limit.rate, claim.need, used, remaining, wait, limit.whole_at(state, now), reason
+    )

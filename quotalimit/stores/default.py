@@ -1,0 +1,55 @@
+"""Which store a limiter uses that was given none."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+from quotalimit.stores.base import Store
+from quotalimit.stores.memory import MemoryStore
+
+
+class Follower(Protocol):
+    """A limiter on the default store."""
+
+    def unbind(self) -> None: ...
+
+
+_lock: Final = threading.Lock()
+_followers: Final[WeakSet[Follower]] = WeakSet()
+_store: Store | None = None
+
+
+def configure(*, store: Store) -> None:
+    """Set the process's default store, for all limiters that were given none, decorated before or later.
+
+    A limiter that was called before starts with the new store's counts at its next call.
+    """
+    global _store
+    if not isinstance(store, Store):
+        raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+    with _lock:
+        _store = store
+        followers = list(_followers)
+    for follower in followers:
+        follower.unbind()
+
+
+def follow(follower: Follower) -> Store:
+    """The default store, for a limiter that wants to hear when it changes."""
+    global _store
+    with _lock:
+        if _store is None:
+            _store = MemoryStore()
+        _followers.add(follower)
+        return _store
+
+
+def store_from_url(url: str) -> Store:
+    """Make the store that a URL names: `memory://`. Raises `ValueError` for any other scheme."""
+    scheme = urlsplit(url).scheme
+    if scheme == "memory":
+        return MemoryStore()
+    raise ValueError(f"no store for the scheme {scheme!r} of a store's URL: use memory://")

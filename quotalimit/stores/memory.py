@@ -1,0 +1,321 @@
+"""Counts in this process's memory: the default store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from copy import copy
+from typing import Final
+
+from quotalimit import clock
+from quotalimit.algorithms.base import NEVER, Algorithm, State
+from quotalimit.decision import Decision, Reason
+from quotalimit.errors import StoreFull
+from quotalimit.keys import Identity
+from quotalimit.stores.base import Answer, Charge, Claim, Store, decide
+from quotalimit.stores.names import Names, Owner
+
+_STRIPES: Final = 1_024
+_SWEEP: Final = 4
+"""Retired states looked at in each call: more than can be added, so that no sweep ever pauses a call."""
+_SWEEP_WHEN_FULL: Final = 256
+
+
+class MemoryStore(Store):
+    """Counts in memory, exact among the threads and tasks of one process. Processes share nothing.
+
+    `max_keys` bounds the identities that one limit counts for; a limiter that is full raises `StoreFull` for a new
+    one. State that no longer matters is dropped as calls come.
+    """
+
+    blocking = False
+
+    def __init__(self, *, max_keys: int = 1_000_000) -> None:
+        super().__init__()
+        if type(max_keys) is not int or max_keys < 1:
+            raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
+        self._max_keys = max_keys
+        self._stripes = [Stripe() for _ in range(_STRIPES)]
+        self._names: Names[MemoryCounts] = Names()
+
+    def counts(self, limiter: Owner, position: int, limit: Algorithm) -> MemoryCounts:
+        counts = self._names.find(limiter, position, limit, lambda: MemoryCounts(limiter.name, self._max_keys))
+        counts.serve(limit)
+        return counts
+
+    def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+        stripes = self._lock(claims)
+        try:
+            now = max(clock.now(), not_before)
+            answer = Answer(now)
+            states = [self._ask(claim, place, now, answer) for place, claim in enumerate(claims)]
+            if not answer.refusals:
+                for claim, state in zip(claims, states, strict=True):
+                    self._take(claim, state, now, answer, report)
+            return answer
+        finally:
+            _unlock(stripes)
+
+    def peek(self, claims: Sequence[Claim]) -> list[Decision]:
+        stripes = self._lock(claims)
+        try:
+            now = clock.now()
+            answer = Answer(now)
+            for place, claim in enumerate(claims):
+                state = self._ask(claim, place, now, answer)
+                answer.decisions.append(answer.refusals.get(place) or decide(claim, state, now, 0, None))
+            return answer.decisions
+        finally:
+            _unlock(stripes)
+
+    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+        for charge, used in settlements:
+            stripe = self._stripe(charge.identity)
+            stripe.late.append((charge, used))
+            if stripe.lock.acquire(blocking=False):
+                try:
+                    stripe.settle()
+                finally:
+                    stripe.lock.release()
+        if self.lines:
+            for charge, _ in settlements:
+                self.lines.ring(charge.counts, charge.identity)
+
+    def reset(self, places: Sequence[tuple[MemoryCounts, Identity]]) -> None:
+        for counts, identity in places:
+            stripe = self._stripe(identity)
+            with stripe.lock:
+                stripe.settle()
+                counts.forget(identity)
+            self.lines.ring(counts, identity)
+
+    def _stripe(self, identity: Identity) -> Stripe:
+        return self._stripes[hash(identity) % _STRIPES]
+
+    def _lock(self, claims: Sequence[Claim]) -> list[Stripe]:
+        """Lock the stripes of all identities, in one order for all callers."""
+        if len(claims) == 1:
+            locked = [self._stripe(claims[0].identity)]
+        else:
+            places = sorted({hash(claim.identity) % _STRIPES for claim in claims})
+            locked = [self._stripes[place] for place in places]
+        for stripe in locked:
+            stripe.lock.acquire()
+            if stripe.late:
+                stripe.settle()
+        return locked
+
+    def _ask(self, claim: Claim, place: int, now: int, answer: Answer) -> State:
+        """The claim's state, as of now; adds a refusal to the answer if the claim does not fit."""
+        limit = claim.limit
+        state = claim.counts.load(claim.identity, now)
+        if state is not None:
+            dated = limit.redate(state, now)
+            if dated is not state:
+                claim.counts.save(claim.identity, dated)
+                state = dated
+        elif claim.cost or claim.holds:
+            claim.counts.make_room(now)
+        need = claim.need
+        if claim.lenders:
+            need -= min(need, sum(lender.held for lender in claim.lenders))
+            if need == 0:
+                return state
+        need += claim.before
+        wait = limit.fits(state, need, now)
+        reason: Reason = "exhausted"
+        if wait == 0:
+            wait = _delay(claim, state, need, now) if claim.heads else 0
+            if wait == 0:
+                return state
+        elif wait >= NEVER:
+            reason = "too_large"
+        else:
+            if claim.ahead:
+                wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
+            charges = claim.counts.open.get(claim.identity)
+            if charges and _fits_without(charges, limit, state, need, now):
+                reason = "busy"
+        answer.refusals[place] = decide(claim, state, now, None if wait >= NEVER else wait, reason)
+        return state
+
+    def _take(self, claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
+        counts, cost = claim.counts, claim.cost
+        borrowed: list[tuple[Charge, int]] = []
+        for lender in claim.lenders:
+            lent = min(cost, lender.held)
+            if lent:
+                lender.held -= lent
+                cost -= lent
+                borrowed.append((lender, lent))
+        if cost or claim.holds:
+            if claim.before:
+                state = counts.load(claim.identity, now)
+            state, mark = claim.limit.take(state, cost, now)
+            if state is not None:
+                counts.save(claim.identity, state)
+            if claim.holds:
+                charge = Charge(claim, mark, cost, borrowed)
+                counts.open.setdefault(claim.identity, set()).add(charge)
+                answer.charges.append(charge)
+        if report:
+            answer.decisions.append(decide(claim, state, now, 0, None))
+
+
+class Stripe:
+    """A lock for the identities that fall on it, and the settlements that came while it was taken.
+
+    A finalizer may settle anywhere, even in the thread that holds the lock: so settling never waits for it. Whoever
+    takes the lock next settles what is late before anything else.
+    """
+
+    __slots__ = ("late", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.late: list[tuple[Charge, int]] = []
+
+    def settle(self) -> None:
+        """Close the charges in `late`. The lock must be held."""
+        while self.late:
+            charge, used = self.late.pop()
+            if charge.open:
+                _close(charge, used)
+
+
+class MemoryCounts:
+    """The counts of one limit, one for each identity, in two generations.
+
+    States are used in `_young`. Once a period at most, it retires to `_old`; there each call looks at a few states
+    and drops those that no longer matter, so that no thread and no long pause is needed. A state that is used moves
+    back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations.
+    """
+
+    __slots__ = ("_limits", "_max_keys", "_moving", "_old", "_retire_at", "_sweep_at", "_young", "name", "open")
+
+    def __init__(self, name: str, max_keys: int) -> None:
+        self.name = name
+        self.open: dict[Identity, set[Charge]] = {}
+        self._limits: tuple[Algorithm, ...] = ()
+        self._max_keys = max_keys
+        self._young: dict[Identity, State] = {}
+        self._old: dict[Identity, State] = {}
+        self._moving = threading.Lock()
+        self._retire_at = 0
+        self._sweep_at = 0
+
+    def serve(self, limit: Algorithm) -> None:
+        """Count for this limit too: limits of other amounts may share the counts."""
+        with self._moving:
+            if limit not in self._limits:
+                self._limits += (limit,)
+
+    def load(self, identity: Identity, now: int) -> State:
+        if now >= self._sweep_at:
+            self._sweep(now, _SWEEP)
+        state = self._young.get(identity)
+        if state is None and self._old:
+            with self._moving:
+                state = self._old.pop(identity, None)
+                state = self._young.get(identity) if state is None else self._young.setdefault(identity, state)
+        return state
+
+    def save(self, identity: Identity, state: State) -> None:
+        self._young[identity] = state
+
+    def forget(self, identity: Identity) -> None:
+        """Drop an identity's state and close its charges."""
+        for charge in self.open.pop(identity, ()):
+            charge.open = False
+            charge.held = 0
+        with self._moving:
+            self._old.pop(identity, None)
+            self._young.pop(identity, None)
+
+    def make_room(self, now: int) -> None:
+        """Check that a new identity may be counted. Raises `StoreFull`."""
+        if len(self) < self._max_keys:
+            return
+        if not self._old:
+            self._retire_at = 0
+        self._sweep(now, _SWEEP_WHEN_FULL)
+        self._sweep(now, _SWEEP_WHEN_FULL)
+        if len(self) >= self._max_keys:
+            raise StoreFull(
+                f"{self.name}: already counting for {self._max_keys} identities, so a new one is refused: "
+                "raise max_keys of the MemoryStore, or limit by a coarser key in front"
+            )
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def _sweep(self, now: int, batch: int) -> None:
+        if not self._moving.acquire(blocking=False):
+            return
+        try:
+            for _ in range(min(batch, len(self._old))):
+                identity, state = self._old.popitem()
+                if any(limit.matters(state, now) for limit in self._limits):
+                    self._young.setdefault(identity, state)
+            if not self._old and now >= self._retire_at:
+                self._old, self._young = self._young, {}
+                self._retire_at = now + max((limit.period for limit in self._limits), default=0)
+            self._sweep_at = now if self._old else self._retire_at
+        finally:
+            self._moving.release()
+
+
+def _unlock(stripes: list[Stripe]) -> None:
+    for stripe in stripes:
+        stripe.lock.release()
+
+
+def _delay(claim: Claim, state: State, need: int, now: int) -> int:
+    """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
+    limit = claim.limit
+    for head_need, due in claim.heads:
+        start = max(now, due)
+        kept = limit.used(limit.take(None, claim.before + claim.cost, now)[0], start)
+        if limit.fits(state, head_need + kept, start):
+            wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
+            return max(wait, start - now, 1)
+    return 0
+
+
+def _fits_without(charges: set[Charge], limit: Algorithm, state: State, need: int, now: int) -> bool:
+    """Whether the need would fit if every open charge came to use nothing."""
+    state = copy(state)
+    for charge in charges:
+        for holder, held in ((charge, charge.held), *charge.borrowed):
+            state = limit.adjust(state, holder.mark, -held, now)
+    return limit.fits(state, need, now) == 0
+
+
+def _close(charge: Charge, used: int) -> None:
+    """Adjust the count to what a charge's call used, giving first back to the store, then to the lenders."""
+    counts, identity, now = charge.counts, charge.identity, clock.now()
+    charge.open = False
+    charges = counts.open.get(identity)
+    if charges is not None:
+        charges.discard(charge)
+        if not charges:
+            del counts.open[identity]
+    delta = used - charge.held - sum(units for _, units in charge.borrowed)
+    changes = []
+    for lender, units in charge.borrowed:
+        unused = min(units, max(0, -delta))
+        delta += unused
+        if lender.open:
+            lender.held += unused
+        else:
+            changes.append((lender.mark, -unused))
+    changes.append((charge.mark, delta))
+    charge.held = 0
+    state = counts.load(identity, now)
+    if state is not None:
+        state = charge.limit.redate(state, now)
+    for mark, change in changes:
+        if change:
+            state = charge.limit.adjust(state, mark, change, now)
+    if state is not None:
+        counts.save(identity, state)
