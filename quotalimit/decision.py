@@ -27,12 +27,12 @@ class Decision:
     """A store's answer about one limit: whether the call is admitted, and what is left. True if it is.
 
     `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted.
-    `wait_us` is what `retry_after` says, in microseconds. `settlement` says what a token budget charged a decorated call in the end, once it has ended.
+    `settlement` says what a token budget charged a decorated call in the end, once it has ended. `wait_us` is
+    `retry_after` in microseconds.
     """
 
     __slots__ = (
         "_reset",
-        "wait_us",
         "allowed",
         "limit",
         "name",
@@ -41,6 +41,7 @@ class Decision:
         "requested",
         "settlement",
         "used",
+        "wait_us",
     )
 
     def __init__(
