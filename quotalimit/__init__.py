@@ -14,14 +14,17 @@ from quotalimit.errors import (
     StoreUnavailable,
     TokenBudgetExceeded,
 )
+from quotalimit.estimation import estimate_tokens
 from quotalimit.failures import KEEP, RELEASE, read_error
 from quotalimit.holds import Hold
 from quotalimit.keys import everyone, ip_key
 from quotalimit.limiters import UNLIMITED, RateLimiter, TokenBudget
+from quotalimit.providers import read_usage
 from quotalimit.rate import Rate
+from quotalimit.recording import record_usage
 from quotalimit.settlement import Settlement
 from quotalimit.stores import MemoryStore, Store, configure, store_from_url
-from quotalimit.usage import Usage, estimate_tokens, read_usage, record_usage
+from quotalimit.usage import Usage
 
 __all__ = [
     "KEEP",

@@ -12,6 +12,8 @@ from inspect import Parameter, Signature
 from keyword import iskeyword
 from typing import Any, Final, TypeAlias
 
+from quotalimit.errors import InvalidKey, InvalidLimit
+
 Question: TypeAlias = str | Callable[..., Any]
 """The name of a parameter, or a callable of some of the call's arguments."""
 
@@ -23,46 +25,57 @@ _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 _MOST_POSITIONAL: Final = 64
 
 
-class Unanswerable(TypeError):
-    """A question that no call of the function could answer."""
+_ERRORS: Final[dict[str, type[Exception]]] = {"key": InvalidKey, "limit": InvalidLimit}
+"""What is raised for a question that can never be asked, by what it is for; a TypeError for any other."""
 
 
-def compile_questions(function: Callable[..., Any], questions: Sequence[Question]) -> Answers:
+def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[str, Question]]) -> Answers:
     """A function with the signature of `function` that answers all questions about a call, in order.
 
     A callable gets, by name, the parameters that it declares; one that takes `*args` or `**kwargs`, or requires
-    what is not a parameter of the function, gets the exact call. Raises `Unanswerable` for what can never be called.
+    what is not a parameter of the function, gets the exact call; one marked `wants_every_argument` gets all arguments
+    by name. Each question comes with what it is for: `InvalidKey`,
+    `InvalidLimit` or `TypeError`, by that, is raised for what can never be called.
     """
     signature = signature_of(function)
     names: dict[str, Any] = {}
     by_name: list[str] = []
     exact: list[str] = []
-    for number, question in enumerate(questions):
-        variable = f"_question_{number}_"
+    title = getattr(function, "__name__", "call")
+    title = title if title.isidentifier() and not iskeyword(title) else "call"
+    prefix = _unused_prefix((title, *signature.parameters))
+    for number, (purpose, question) in enumerate(questions):
+        variable = f"{prefix}question_{number}"
         if isinstance(question, str):
             if question not in signature.parameters:
-                raise Unanswerable(f"the function has no parameter {question!r}, only {_listed(signature)}")
+                error = _ERRORS.get(purpose, TypeError)
+                raise error(f"{purpose}={question!r} names no parameter of {title}, which has {_listed(signature)}")
             by_name.append(question)
             continue
         names[variable] = question
+        if getattr(question, "wants_every_argument", False):
+            every = (_by_keyword(parameter) for parameter in signature.parameters.values())
+            by_name.append(f"{variable}({', '.join(every)})")
+            continue
         wanted = _parameters_by_name(question, signature)
+        if wanted is None and not _a_call_suits_both(signature, signature_of(question)):
+            raise _ERRORS.get(purpose, TypeError)(
+                f"the {purpose} function {_title(question)} takes {_listed(signature_of(question))}: neither "
+                f"parameters of {title}, which has {_listed(signature)}, nor what a call of it could match"
+            )
         if wanted is None:
             exact.append(variable)
             by_name.append("")
         else:
             by_name.append(f"{variable}({', '.join(wanted)})")
-    title = getattr(function, "__name__", "call")
-    title = title if title.isidentifier() and not iskeyword(title) else "call"
     if not exact:
-        return _compile(title, signature, by_name, names)
-    if not any(by_name):
-        return _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names)
-    named = _compile(title, signature, [source or "None" for source in by_name], names)
-    whole = _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names)
+        return _compile(title, signature, by_name, names, prefix)
+    named = _compile(title, signature, [source or "None" for source in by_name], names, prefix)
+    whole = _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names, prefix)
 
     def answers(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        rest = iter(whole(*args, **kwargs))
         found = named(*args, **kwargs)
+        rest = iter(whole(*args, **kwargs))
         return tuple(answer if source else next(rest) for answer, source in zip(found, by_name, strict=True))
 
     return answers
@@ -70,13 +83,15 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[Question
 
 def signature_of(function: Callable[..., Any]) -> Signature:
     """The signature of a callable; that of any call where it has none."""
+    if isinstance(function, (classmethod, staticmethod)):  # seen through another decorator's proxy
+        function = function.__func__
     try:
         return inspect.signature(function)
     except (ValueError, TypeError):
         return _ANYTHING
 
 
-def _compile(title: str, signature: Signature, sources: Iterable[str], names: dict[str, Any]) -> Answers:
+def _compile(title: str, signature: Signature, sources: Iterable[str], names: dict[str, Any], prefix: str) -> Answers:
     namespace = dict(names)
     header = []
     last_kind = None
@@ -89,8 +104,8 @@ def _compile(title: str, signature: Signature, sources: Iterable[str], names: di
         stars = "*" if kind is Parameter.VAR_POSITIONAL else "**" if kind is Parameter.VAR_KEYWORD else ""
         default = ""
         if parameter.default is not Parameter.empty:
-            namespace[f"_default_{number}_"] = parameter.default
-            default = f"=_default_{number}_"
+            namespace[f"{prefix}default_{number}"] = parameter.default
+            default = f"={prefix}default_{number}"
         header.append(f"{stars}{parameter.name}{default}")
         last_kind = kind
     if last_kind is Parameter.POSITIONAL_ONLY:
@@ -99,6 +114,18 @@ def _compile(title: str, signature: Signature, sources: Iterable[str], names: di
     exec(compile(code, f"<quotalimit: the keys and costs of {title}>", "exec"), namespace)
     answers: Answers = namespace[title]
     return answers
+
+
+def _unused_prefix(taken: Iterable[str]) -> str:
+    """The start of names that collide with none of these."""
+    prefix = "_"
+    while any(name.startswith(prefix) for name in taken):
+        prefix += "_"
+    return prefix
+
+
+def _by_keyword(parameter: Parameter) -> str:
+    return f"{'**' if parameter.kind is Parameter.VAR_KEYWORD else parameter.name + '='}{parameter.name}"
 
 
 def _parameters_by_name(question: Callable[..., Any], signature: Signature) -> list[str] | None:
@@ -110,11 +137,6 @@ def _parameters_by_name(question: Callable[..., Any], signature: Signature) -> l
         required = [p for p in wanted if p.default is Parameter.empty or p.kind is Parameter.POSITIONAL_ONLY]
         if all(p in shared for p in required) and (shared or not wanted):
             return _arguments(list(wanted), shared)
-    if not _a_call_suits_both(signature, asked):
-        raise Unanswerable(
-            f"{_title(question)} takes {_listed(asked)}: neither names of the function's parameters "
-            f"({_listed(signature)}) nor what a call of it could match"
-        )
     return None
 
 

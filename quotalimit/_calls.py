@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quotalimit._layers import Layer, RateLayer, TokenLayer, log
+from quotalimit._layers import Layer, RateLayer, TokenLayer
 from quotalimit.decision import Decision
+from quotalimit.estimation import tokens_of, weigh_answer, weigh_arguments
 from quotalimit.failures import KEEP, RELEASE, Verdict
 from quotalimit.keys import Identity
+from quotalimit.providers import field
+from quotalimit.recording import Recorder, sources_of, unfinished
 from quotalimit.settlement import Settlement, Source
 from quotalimit.stores.base import Charge, Counts, Store
-from quotalimit.usage import Reading, Recorder, sources_of, text_bytes, tokens_in, unfinished
+from quotalimit.usage import Fold, Reading, Report, Usage
 
 
 class Part:
-    """One layer's part in a call: what it holds, and what the call was read to have used."""
+    """One layer's part in a call: what is held for it, and what was read of the call's usage for it."""
 
-    __slots__ = ("charges", "decisions", "layer", "reported", "reserve", "store")
+    __slots__ = ("charges", "decisions", "fold", "layer", "reserve", "store", "untold", "verdict")
 
     def __init__(self, layer: Layer, store: Store, reserve: int) -> None:
         self.layer = layer
@@ -24,12 +27,10 @@ class Part:
         self.reserve = reserve
         self.charges: list[Charge] = []
         self.decisions: list[Decision] = []
-        self.reported: Reading | None = None
-
-    @property
-    def held(self) -> int:
-        """Units taken for the call on each limit of the layer."""
-        return max((charge.held + sum(units for _, units in charge.borrowed) for charge in self.charges), default=0)
+        self.fold = Fold()
+        self.untold = 0
+        """The weight of what was written since usage was last told."""
+        self.verdict: Verdict = KEEP
 
 
 class Call(Recorder):
@@ -38,61 +39,84 @@ class Call(Recorder):
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
-    __slots__ = ("_arguments", "_inside", "_parts", "_text")
+    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_written")
 
-    def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: object) -> None:
+    def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         super().__init__(enclosing)
+        self.records = any(isinstance(part.layer, TokenLayer) for part in parts)
         self._parts = parts
         self._arguments = arguments
-        self._text = 0
-        self._inside: dict[tuple[Counts, Identity], int] = {}
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether a token budget is among the layers."""
-        return any(isinstance(part.layer, TokenLayer) for part in self._parts)
+        self._read_from: tuple[object, ...] = ()
+        self._written = 0
+        self._cut = False
+        self._ends = [None]
+        self._inside: list[tuple[Counts, Identity, int]] = []
+        """What nested calls, perhaps in other threads, have charged, and where."""
 
     def see(self, item: object) -> None:
-        """Read a result, or an item of a stream: numbers add up, of usages the last one counts."""
+        """Read a result, or an item of a stream."""
+        sources = sources_of(item)
+        known = self.knows(sources)
+        written = weigh_answer(item)
         for part in self._parts:
             if isinstance(part.layer, TokenLayer):
-                reading = part.layer.read_result(item)
-                if isinstance(reading, int) and isinstance(part.reported, int):
-                    reading += part.reported
-                if reading is not None:
-                    part.reported = reading
-        self._text += text_bytes(item)
+                report = part.layer.read(item)
+                if report is not None:
+                    part.fold.add(report, known)
+                    part.untold = -written  # told with this item
+                    self.remember(sources)
+                    self._read_from += sources
+            part.untold += written
+        self._written += written
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
-        if self.finished:
+        if not self._end():
             return []
         self.see(result)
-        return self._settle(KEEP, sources_of(result), None)
+        return self._settle(None)
+
+    def cut(self) -> list[Settlement]:
+        """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
+        if not self._end():
+            return []
+        self._cut = True
+        return self._settle(None)
 
     def finish_as(self, reading: Reading | None, sources: tuple[object, ...] = ()) -> list[Settlement]:
         """Settle a call of which the usage is known from elsewhere."""
-        for part in self._parts:
-            part.reported = reading
-        return self._settle(KEEP, sources, None)
+        if not self._end():
+            return []
+        if reading is not None:
+            for part in self._parts:
+                part.fold.add(reading if isinstance(reading, int) else Report(reading), self.knows(sources))
+            self._read_from = sources
+        return self._settle(None)
 
     def fail(self, error: BaseException) -> list[Settlement]:
         """Settle a call that raised."""
-        if self.finished:
+        if not self._end():
             return []
-        verdict: Verdict = RELEASE
+        sources = (error, *sources_of(field(error, "completion")))
+        known = self.knows(sources)
         for part in self._parts:
             if isinstance(part.layer, TokenLayer):
-                outcome = part.layer.read_failure(error)
+                outcome = part.layer.read_failure(error, begun=self._written > 0 or part.fold.told)
                 if isinstance(outcome, Verdict):
-                    verdict = KEEP if outcome is KEEP else verdict
+                    part.verdict = outcome
                 else:
-                    part.reported = outcome
-        return self._settle(verdict, (error,), error)
+                    part.fold.add(outcome if isinstance(outcome, int) else Report(outcome), known)
+                    part.untold = 0
+        self._read_from += sources
+        self._cut = True
+        return self._settle(error)
 
     def release(self) -> None:
         """Give back all that is held: the body of the call never ran."""
-        self._settle(RELEASE, (), None)
+        if self._end():
+            for part in self._parts:
+                part.verdict = RELEASE
+            self._settle(None)
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
         """The open charges on a count of this call and of those that it runs in, nearest first."""
@@ -104,81 +128,80 @@ class Call(Recorder):
         ]
         return own + lenders(self.enclosing, counts, identity)
 
-    def _settle(self, verdict: Verdict, sources: tuple[object, ...], error: BaseException | None) -> list[Settlement]:
-        if self.finished:
-            return []
+    def _end(self) -> bool:
+        """Whether this is the first end of the call, of which there may be several, in several threads."""
+        try:
+            self._ends.pop()
+        except IndexError:
+            return False
         self.finished = True
-        read_before = self.knows(sources)
+        return True
+
+    def _settle(self, error: BaseException | None) -> list[Settlement]:
         due: dict[Store, list[tuple[Charge, int]]] = {}
         settled: list[Settlement] = []
         for part in self._parts:
+            charges = due.setdefault(part.store, [])
             if isinstance(part.layer, TokenLayer):
-                used, source = self._used(part, part.layer, verdict, read_before)
-                settled.append(self._charge(part, used, source, due))
+                used, source = self._used(part, part.layer)
+                owed = [(charge, self._owed(charge, used)) for charge in part.charges]
+                settled.append(_report(part, used, max((units for _, units in owed), default=0), source))
+                charges += owed
             else:
                 refunds = isinstance(part.layer, RateLayer) and isinstance(error, part.layer.refund_on)
-                due.setdefault(part.store, []).extend((c, 0 if refunds else part.held) for c in part.charges)
+                charges += [(charge, 0 if refunds else part.reserve) for charge in part.charges]
         for store, settlements in due.items():
             store.settle(settlements)
-            for charge, units in settlements:
-                place = (charge.counts, charge.identity)
-                self._inside[place] = self._inside.get(place, 0) + units
-        self._tell_enclosing(settled, sources)
+            self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]
+        self._tell_enclosing(settled)
         return settled
 
-    def _used(self, part: Part, layer: TokenLayer, verdict: Verdict, read_before: bool) -> tuple[int, Source]:
-        """What the call used on one budget, and how that is known."""
-        readings = [reading for reading, _ in self.recorded]
-        source: Source = "recorded"
-        if part.reported is not None:
-            source = "reported"
-            if not read_before:
-                readings.append(part.reported)
-        known = [weight for weight in map(layer.weigh, readings) if weight is not None]
-        if known:
-            return sum(known), source
-        if verdict is RELEASE:
+    def _owed(self, charge: Charge, used: int) -> int:
+        """What of the usage has not been charged inside, by nested calls on the same count."""
+        inside = (
+            units for counts, identity, units in self._inside if counts is charge.counts and identity == charge.identity
+        )
+        return max(0, used - sum(inside))
+
+    def _used(self, part: Part, layer: TokenLayer) -> tuple[int, Source]:
+        """What the call used on one budget, and how that is known (rule 8)."""
+        recorded = [reading for reading, _ in self.recorded]
+        weights = [weight for weight in map(layer.weigh, part.fold.readings + recorded) if weight is not None]
+        if weights:
+            if self._cut and part.untold and part.fold.told:
+                return sum(weights) + (layer.weigh(Usage(output_tokens=tokens_of(part.untold))) or 0), "estimated"
+            return sum(weights), "reported" if part.fold.told else "recorded"
+        if part.verdict is RELEASE:
             return 0, "released"
         if layer.reserves:
             return part.reserve, "reserved"
-        estimate = tokens_in(text_bytes(self._arguments) + self._text)
-        if not layer.estimates_silently:
-            layer.estimates_silently = True
-            log.warning(
-                "%s: a call reported no usage and had no reserve, so %d tokens were estimated from its text; "
-                "give token_budget a usage= or a reserve=, or call record_usage (said once for each function)",
-                layer.limiter.name,
-                estimate,
-            )
+        estimate = tokens_of(weigh_arguments(self._arguments) + self._written)
+        layer.warn_of_estimate(estimate)
         return estimate, "estimated"
 
-    def _charge(self, part: Part, used: int, source: Source, due: dict[Store, list[tuple[Charge, int]]]) -> Settlement:
-        """Charge a layer what its call used, less what was charged inside on the same count."""
-        held, charged = part.held, 0
-        for charge in part.charges:
-            here = max(0, used - self._inside.get((charge.counts, charge.identity), 0))
-            due.setdefault(part.store, []).append((charge, here))
-            charged = max(charged, here)
-        settlement = Settlement(part.layer.limiter.name, used, charged, held, source)
-        for decision in part.decisions:
-            decision.settlement = settlement
-        return settlement
-
-    def _tell_enclosing(self, settled: list[Settlement], sources: tuple[object, ...]) -> None:
+    def _tell_enclosing(self, settled: list[Settlement]) -> None:
         """Hand what this call used, and where it was charged, to the call that it ran in."""
         outer = unfinished(self.enclosing)
         if outer is None:
             return
-        for reading, read_from in self.recorded:
-            outer.record(reading, read_from)
-        reported = next((part.reported for part in self._parts if part.reported is not None), None)
-        if reported is not None:
-            outer.record(reported, sources)
-        elif not self.recorded and settled and settled[0].used:
-            outer.record(settled[0].used, sources)
+        for reading, sources in self.recorded:
+            outer.record(reading, sources)
+        reported = next((part.fold.readings for part in self._parts if part.fold.readings), [])
+        if not reported and not self.recorded and settled and settled[0].used:
+            reported = [settled[0].used]
+        if not outer.knows(self._read_from):
+            for reading in reported:
+                outer.record(reading, ())
+            outer.remember(self._read_from)
         if isinstance(outer, Call):
-            for place, units in self._inside.items():
-                outer._inside[place] = outer._inside.get(place, 0) + units
+            outer._inside += self._inside
+
+
+def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:
+    settlement = Settlement(part.layer.limiter.name, used, charged, part.reserve, source)
+    for decision in part.decisions:
+        decision.settlement = settlement
+    return settlement
 
 
 def lenders(recorder: Recorder | None, counts: Counts, identity: Identity) -> list[Charge]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
-from quotalimit._layers import Layer
-from quotalimit._waiting import acquire, acquire_async
+from quotalimit._layers import Layer, TokenLayer
+from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
 from quotalimit.decision import Decision, collector
 from quotalimit.errors import LimitExceeded
 from quotalimit.keys import Key
 from quotalimit.limiters import report
+from quotalimit.recording import running
 from quotalimit.stores.base import Answer, Charge, Claim, Store
-from quotalimit.usage import running
+
+Entry: TypeAlias = tuple[Call | None, Callable[[], Awaitable[Call | None]] | None]
+"""An admitted call, or how to admit one that must wait."""
 
 
 class Guard:
@@ -23,27 +27,22 @@ class Guard:
     def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
         self.holds = any(layer.holds for layer in layers)
-        self.patient = any(layer.patience for layer in layers)
-        self.blocks = False
-        self._answer = compile_questions(function, [q for layer in layers for q in layer.questions.values()])
+        self._answer = compile_questions(function, [q for layer in layers for q in layer.questions.items()])
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Admit a call, or raise `LimitExceeded`. Returns it if something of it is to be settled."""
-        return admit(Asked(self.layers, self._answer(*args, **kwargs), (args, kwargs)))
+        return admit(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
 
     async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The twin of `enter`."""
-        return await admit_async(Asked(self.layers, self._answer(*args, **kwargs), (args, kwargs)))
+        return await admit_async(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
 
-    def enter_unless_it_must_wait(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Call | None]:
-        """Admit a call now, if that needs no waiting; else say so, having charged nothing."""
-        asked = Asked(self.layers, self._answer(*args, **kwargs), (args, kwargs))
-        try:
-            return True, admit(asked, patient=False)
-        except LimitExceeded:
-            if not self.patient:
-                raise
-            return False, None
+    def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+        """Admit a call now, or know how to admit it later if it must wait. Raises `LimitExceeded` if that is no use."""
+        asked = Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values()))
+        if admit_now(asked):
+            return asked.admitted(), None
+        return None, partial(admit_async, asked)
 
 
 class Turn:
@@ -64,7 +63,7 @@ class Asked:
 
     __slots__ = ("_arguments", "_enclosing", "_keys", "_layers", "_parts", "_provisional", "decisions", "turns")
 
-    def __init__(self, layers: Sequence[Layer], answers: Sequence[Any], arguments: object) -> None:
+    def __init__(self, layers: Sequence[Layer], answers: Sequence[Any], arguments: Sequence[object]) -> None:
         self._layers = layers
         self._arguments = arguments
         self._enclosing = enclosing = running()
@@ -75,7 +74,7 @@ class Asked:
         self.turns: list[Turn] = []
         rest = iter(answers)
         for number, layer in enumerate(layers):
-            key, identity, places, need, cost = layer.read(rest)
+            key, identity, places, need, cost = layer.hear(rest)
             self._keys.append(key)
             if not places:
                 continue
@@ -85,7 +84,7 @@ class Asked:
                 self._parts[number] = Part(layer, store, cost)
             for counts, limit in places:
                 claim = Claim(counts, identity, limit, need, cost, layer.holds)
-                if enclosing is not None:
+                if enclosing is not None and isinstance(layer, TokenLayer):
                     claim.lenders = lenders(enclosing, counts, identity)
                 claim.before = sum(
                     other.cost for other in turn.claims if other.counts is counts and other.identity == identity
@@ -105,9 +104,8 @@ class Asked:
         return self.turns[-1]
 
     def hear(self, turn: Turn, answer: Answer) -> None:
-        """Take a store's answer. A refusal gives back what other stores have admitted, and raises."""
+        """Take a store's answer. Raises `LimitExceeded` if it is a refusal."""
         if answer.refusals:
-            self._give_back()
             raise self._refusal(turn, answer)
         self.decisions += answer.decisions
         charges = iter(answer.charges)
@@ -130,11 +128,16 @@ class Asked:
             store.settle([(charge, charge.held)])
         return Call(self._enclosing, tuple(self._parts.values()), self._arguments) if self._parts else None
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Give back what stores have admitted of a call that does not start."""
         for store, charge in self._provisional:
             store.settle([(charge, 0)])
+        self._provisional.clear()
         for part in self._parts.values():
             part.store.settle([(charge, 0) for charge in part.charges])
+            part.charges.clear()
+            part.decisions.clear()
+        self.decisions.clear()
 
     def _refusal(self, turn: Turn, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
@@ -145,18 +148,41 @@ class Asked:
         return self._layers[number].limiter.exceeded(decision, self._keys[number], violations)
 
 
-def admit(asked: Asked, *, patient: bool = True, report: bool = False) -> Call | None:
+def admit(asked: Asked, *, report: bool = False) -> Call | None:
     """Ask every store for its part of a call. Raises `LimitExceeded`, charging nothing, if one refuses."""
     report = report or collector() is not None
-    for turn in asked.turns:
-        patience = turn.patience if patient else [0] * len(turn.claims)
-        asked.hear(turn, acquire(turn.store, turn.claims, patience, report))
+    try:
+        for turn in asked.turns:
+            asked.hear(turn, acquire(turn.store, turn.claims, turn.patience, report))
+    except BaseException:
+        asked.give_back()
+        raise
     return asked.admitted()
 
 
 async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
     """The twin of `admit`."""
     report = report or collector() is not None
-    for turn in asked.turns:
-        asked.hear(turn, await acquire_async(turn.store, turn.claims, turn.patience, report))
+    try:
+        for turn in asked.turns:
+            asked.hear(turn, await acquire_async(turn.store, turn.claims, turn.patience, report))
+    except BaseException:
+        asked.give_back()
+        raise
     return asked.admitted()
+
+
+def admit_now(asked: Asked) -> bool:
+    """Ask every store without waiting; False, with nothing charged, if a call must wait and that may help."""
+    report = collector() is not None
+    try:
+        for turn in asked.turns:
+            answer = acquire(turn.store, turn.claims, [0] * len(turn.claims), report)
+            if answer.refusals and is_worth_waiting(answer, turn.patience):
+                asked.give_back()
+                return False
+            asked.hear(turn, answer)
+    except BaseException:
+        asked.give_back()
+        raise
+    return True

@@ -13,7 +13,8 @@ from quotalimit.errors import InvalidKey
 from quotalimit.failures import KEEP, Failure, Verdict, read_error
 from quotalimit.keys import Identity, Key, identify
 from quotalimit.limiters import Limiter, Places
-from quotalimit.usage import Reading, Usage
+from quotalimit.providers import read_report, read_usage
+from quotalimit.usage import Reading, Report, Usage
 
 log: Final = logging.getLogger("quotalimit")
 
@@ -37,7 +38,7 @@ class Layer(ABC):
             asked["limit"] = self.limiter.tiers
         return asked | self._amount_question()
 
-    def read(self, answers: Iterator[Any]) -> tuple[Key, Identity, Places, int, int]:
+    def hear(self, answers: Iterator[Any]) -> tuple[Key, Identity, Places, int, int]:
         """The answers to the layer's questions: key, identity, limits, units needed and units taken."""
         key = next(answers)
         try:
@@ -95,7 +96,7 @@ class TokenLayer(Layer):
         on_error: Callable[[BaseException], Failure],
     ) -> None:
         super().__init__(limiter, key, patience)
-        self.estimates_silently = False
+        self._has_warned = False
         self._reserve = reserve if callable(reserve) or reserve is None else whole(reserve, "reserve")
         self._usage = usage
         self._weigh = weigh
@@ -115,12 +116,21 @@ class TokenLayer(Layer):
         """Whether the layer holds what a call is expected to use."""
         return self._reserve is not None
 
-    def read_result(self, result: object) -> Reading | None:
-        """The usage that a result reports, by the caller's own reader. What that raises is logged: usage unknown."""
-        return self._sensible(self._usage, result)
+    def read(self, result: object) -> Report | int | None:
+        """The usage that a result, or an item of a stream, reports to the caller's own reader, or to ours.
 
-    def read_failure(self, error: BaseException) -> Reading | Verdict:
-        """What an exception of the call says of its usage, or what becomes of the hold."""
+        What a reader raises is logged, and the usage unknown.
+        """
+        if self._usage is read_usage:
+            return read_report(result)
+        reading = self._sensible(self._usage, result)
+        return Report(reading) if isinstance(reading, Usage) else reading
+
+    def read_failure(self, error: BaseException, *, begun: bool) -> Reading | Verdict:
+        """What an exception of the call says of its usage, or what becomes of the hold.
+
+        By our own reader, a stream that has begun to answer keeps its hold: the provider bills what it wrote.
+        """
         try:
             outcome = self._on_error(error)
             if outcome is None:
@@ -129,7 +139,7 @@ class TokenLayer(Layer):
             log.exception("%s: on_error raised; the hold is kept", self.limiter.name)
             return KEEP
         if isinstance(outcome, Verdict):
-            return outcome
+            return KEEP if begun and self._on_error is read_error else outcome
         reading = _known(outcome)
         return KEEP if reading is None else reading
 
@@ -141,6 +151,17 @@ class TokenLayer(Layer):
             return reading.total_tokens
         weight = self._sensible(self._weigh, reading)
         return weight if isinstance(weight, int) else None
+
+    def warn_of_estimate(self, estimate: int) -> None:
+        """Log, once for each function, that usage had to be estimated."""
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: a call reported no usage and had no reserve, so %d tokens were estimated from its text; "
+                "give token_budget a usage= or a reserve=, or call record_usage (said once for each function)",
+                self.limiter.name,
+                estimate,
+            )
 
     def _sensible(self, ask: Callable[[Any], object], subject: object) -> Reading | None:
         try:

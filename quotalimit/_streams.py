@@ -1,148 +1,279 @@
-"""Streams that settle once: generators and what is awaited later, watched to their end."""
+"""Streams of SDKs: the object that a function returns, itself, watched to its end.
+
+An SDK's stream is more than an iterator: it has `with`, `.response`, `.text_stream`, `.get_final_message()`. So it is
+not wrapped. Its class is swapped for a subclass made for it, whose `__next__`, `close` and the like also tell the call:
+whatever the SDK or its user does with the stream goes through them, and it stays what it was.
+"""
 
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any
+import io
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from quotalimit._calls import Call
-from quotalimit.usage import begin, end
+from quotalimit._generators import drive, drive_async, first, first_async, later
+
+_WATCH: Final = "_quotalimit_watch"
+_PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
+_STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
 
 
-def first(stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Advance a driver past its first, empty yield: from here on its `finally` runs, even if nobody iterates."""
-    next(stream)
-    return stream
-
-
-def first_async(stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-    """The same for an async driver: its first yield comes before any await, so it needs no event loop."""
-    try:
-        stream.__anext__().__await__().__next__()
-    except StopIteration:
-        pass
-    return stream
-
-
-def drive(call: Call, stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through."""
-    try:
-        value = yield
-    except BaseException:
-        call.release()
-        stream.close()
-        raise
-    if value is not None:
-        stream.close()
-        call.release()
-        raise TypeError("can't send non-None value to a just-started generator")
-    thrown: BaseException | None = None
-    while True:
-        token = begin(call)
-        try:
-            item = stream.send(value) if thrown is None else stream.throw(thrown)
-        except StopIteration as stop:
-            call.finish(stop.value)
-            return stop.value
-        except BaseException as error:
-            call.fail(error)
-            raise
-        finally:
-            end(token)
-        call.see(item)
-        try:
-            value, thrown = (yield item), None
-        except GeneratorExit:
-            token = begin(call)
-            try:
-                stream.close()
-            finally:
-                end(token)
-                call.finish()
-            raise
-        except BaseException as error:
-            thrown = error
-
-
-async def drive_async(
-    enter: Callable[[], Awaitable[Call | None]] | None, call: Call | None, stream: AsyncGenerator[Any, Any]
-) -> AsyncGenerator[Any, Any]:
-    """Run an async generator for a call; one that must wait first is entered at its first item."""
-    value = None
-    if enter is not None:
-        call = await enter()
-    elif call is not None:
-        try:
-            value = yield
-        except BaseException:
-            call.release()
-            raise
-    thrown: BaseException | None = None
-    while True:
-        token = begin(call)
-        try:
-            item = await (stream.asend(value) if thrown is None else stream.athrow(thrown))
-        except StopAsyncIteration:
-            if call is not None:
-                call.finish()
-            return
-        except BaseException as error:
-            if call is not None:
-                call.fail(error)
-            raise
-        finally:
-            end(token)
-        if call is not None:
-            call.see(item)
-        try:
-            value, thrown = (yield item), None
-        except GeneratorExit:
-            try:
-                await stream.aclose()
-            finally:
-                if call is not None:
-                    call.finish()
-            raise
-        except BaseException as error:
-            thrown = error
-
-
-def settle_later(call: Call, result: Any) -> Any:
-    """A result that is not the end of its call: the same kind of object, settled when it has run."""
+def deliver(call: Call, result: Any) -> Any:
+    """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
     if inspect.isgenerator(result):
         return first(drive(call, result))
     if inspect.isasyncgen(result):
         return first_async(drive_async(None, call, result))
-    return _await(call, result)
+    if hasattr(type(result), "add_done_callback"):
+        result.add_done_callback(partial(_done, call))
+        return result
+    if inspect.isawaitable(result):
+        return later(call, result, deliver)
+    if _is_stream(result):
+        if watch(call, result):
+            return result
+        if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
+            return first(drive(call, (item for item in result)))
+    if type(result) is dict:  # Bedrock: the stream is inside the response
+        for name in _STREAM_FIELDS:
+            if _is_stream(result.get(name)) and watch(call, result[name]):
+                return result
+    call.finish(result)
+    return result
 
 
-def _await(call: Call, awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
-    """A coroutine advanced past an empty step, like the generators: dropped before it ran, it gives its hold back."""
+def _done(call: Call, future: Any) -> None:
+    """Settle the call of a task or a future, which runs on though nobody awaits it."""
+    try:
+        result = future.result()
+    except BaseException as error:
+        call.fail(error)
+    else:
+        deliver(call, result)
 
-    async def settled() -> Any:
+
+def watch(call: Call, stream: Any) -> bool:
+    """Watch a stream, or what yields one when it is entered, for a call. False if its class does not let us."""
+    kind = type(stream)
+    try:
+        stream.__class__ = _watched(kind)
+        setattr(stream, _WATCH, Watch(call, stream))
+    except (TypeError, AttributeError):
+        return False
+    return True
+
+
+class Watch:
+    """Tells a call what happens to its stream."""
+
+    __slots__ = ("_owner", "begun", "call")
+
+    def __init__(self, call: Call, stream: object) -> None:
+        self.call = call
+        self.begun = _iterates(type(stream))
+        """Whether the request has been made: what yields a stream when it is entered makes it then."""
+        self._owner = id(stream)
+
+    def owns(self, stream: object) -> bool:
+        """Whether this is the stream itself, and not a copy that the SDK made of it."""
+        return id(stream) == self._owner
+
+    def leave(self) -> None:
+        """The stream was left: closed, exited or dropped."""
+        if self.begun:
+            self.call.cut()
+        else:
+            self.call.release()
+
+
+def _is_stream(result: object) -> bool:
+    kind = type(result)
+    if isinstance(result, _PLAIN):
+        return False
+    if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
+        return True
+    return "Stream" in kind.__name__ and (_iterates(kind) or hasattr(kind, "__enter__") or hasattr(kind, "__aenter__"))
+
+
+def _iterates(kind: type) -> bool:
+    return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__")
+
+
+def _watched(kind: type) -> type:
+    """The subclass of a stream's class that is watched."""
+    known = _classes.get(kind)
+    if known is None:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": (), "__del__": _delete}
+        hooks = {name: hook(getattr(kind, name), kind) for name, hook in _HOOKS.items() if hasattr(kind, name)}
+        known = _classes[kind] = type(kind.__name__, (kind,), names | {n: h for n, h in hooks.items() if h is not None})
+    return known
+
+
+_classes: Final[WeakKeyDictionary[type, type]] = WeakKeyDictionary()
+
+
+def _of(stream: object) -> Watch:
+    watch: Watch = getattr(stream, _WATCH)
+    return watch
+
+
+def _delete(self: Any) -> None:
+    watch = self.__dict__.get(_WATCH)
+    if watch is not None and watch.owns(self):
+        watch.leave()
+
+
+def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    def __next__(self: Any) -> Any:  # noqa: N807
+        call = _of(self).call
         try:
-            await _pause()
-        except BaseException:
-            call.release()
+            item = base(self)
+        except StopIteration:
+            call.finish()
             raise
-        token = begin(call)
-        try:
-            result = await awaitable
         except BaseException as error:
             call.fail(error)
             raise
+        call.see(item)
+        return item
+
+    return __next__
+
+
+def _anext(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    async def __anext__(self: Any) -> Any:  # noqa: N807
+        call = _of(self).call
+        try:
+            item = await base(self)
+        except StopAsyncIteration:
+            call.finish()
+            raise
+        except BaseException as error:
+            call.fail(error)
+            raise
+        call.see(item)
+        return item
+
+    return __anext__
+
+
+def _iter(base: Callable[..., Any], kind: type) -> Callable[..., Any] | None:
+    """An `__iter__` that passes by `__next__` is led through it; one that returns the stream itself is left alone."""
+    if hasattr(kind, "__next__"):
+        return _iter_by_next if inspect.isgeneratorfunction(base) else None
+
+    def __iter__(self: Any) -> Iterator[Any]:  # noqa: N807
+        return drive_stream(_of(self).call, base(self))
+
+    return __iter__
+
+
+def _aiter(base: Callable[..., Any], kind: type) -> Callable[..., Any] | None:
+    return _aiter_by_anext if hasattr(kind, "__anext__") and inspect.isasyncgenfunction(base) else None
+
+
+def _iter_by_next(self: Any) -> Iterator[Any]:
+    while True:
+        try:
+            item = self.__next__()
+        except StopIteration:
+            return
+        yield item
+
+
+async def _aiter_by_anext(self: Any) -> AsyncIterator[Any]:
+    while True:
+        try:
+            item = await self.__anext__()
+        except StopAsyncIteration:
+            return
+        yield item
+
+
+def drive_stream(call: Call, items: Iterator[Any]) -> Iterator[Any]:
+    """The items of a stream that is iterable but no iterator."""
+    try:
+        for item in items:
+            call.see(item)
+            yield item
+    except GeneratorExit:
+        call.cut()
+        raise
+    except BaseException as error:
+        call.fail(error)
+        raise
+    call.finish()
+
+
+def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(base):
+
+        async def leave_async(self: Any, *args: Any) -> Any:
+            try:
+                return await base(self, *args)
+            finally:
+                _of(self).leave()
+
+        return leave_async
+
+    def leave(self: Any, *args: Any) -> Any:
+        try:
+            return base(self, *args)
         finally:
-            end(token)
-        call.finish(result)
-        return result
+            _of(self).leave()
 
-    coroutine = settled()
-    coroutine.send(None)
-    return coroutine
+    return leave
 
 
-@types.coroutine
-def _pause() -> Generator[None, None, None]:
-    yield
+def _enter(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(base):
+
+        async def enter_async(self: Any) -> Any:
+            return _entered(self, await _tried(self, base))
+
+        return enter_async
+
+    def enter(self: Any) -> Any:
+        call = _of(self).call
+        _of(self).begun = True
+        try:
+            stream = base(self)
+        except BaseException as error:
+            call.fail(error)
+            raise
+        return _entered(self, stream)
+
+    return enter
+
+
+async def _tried(manager: Any, base: Callable[..., Any]) -> Any:
+    _of(manager).begun = True
+    try:
+        return await base(manager)
+    except BaseException as error:
+        _of(manager).call.fail(error)
+        raise
+
+
+def _entered(manager: Any, stream: Any) -> Any:
+    if stream is not manager:
+        watch(_of(manager).call, stream)
+    return stream
+
+
+_HOOKS: Final[dict[str, Callable[[Callable[..., Any], type], Callable[..., Any] | None]]] = {
+    "__next__": _next,
+    "__anext__": _anext,
+    "__iter__": _iter,
+    "__aiter__": _aiter,
+    "__enter__": _enter,
+    "__aenter__": _enter,
+    "__exit__": _leave,
+    "__aexit__": _leave,
+    "close": _leave,
+    "aclose": _leave,
+}

@@ -46,11 +46,21 @@ class Waiter:
             self.needs[place] = self.needs.get(place, 0) + claim.need
 
 
+class Line:
+    """The calls that wait at one place, in order of arrival, and what they need together."""
+
+    __slots__ = ("need", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: deque[Waiter] = deque()
+        self.need = 0
+
+
 class Lines:
     """The lines of a store in this process, one for each place at which somebody waits. True if there is any."""
 
     def __init__(self) -> None:
-        self._lines: dict[Place, deque[Waiter]] = {}
+        self._lines: dict[Place, Line] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -58,31 +68,34 @@ class Lines:
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
-            for place in waiter.needs:
-                self._lines.setdefault(place, deque()).append(waiter)
+            for place, need in waiter.needs.items():
+                line = self._lines.setdefault(place, Line())
+                line.waiters.append(waiter)
+                line.need += need
 
     def leave(self, waiter: Waiter) -> None:
         """Take a call out of its lines, and wake those that now stand at a head."""
         with self._lock:
-            for place in waiter.needs:
+            for place, need in waiter.needs.items():
                 line = self._lines[place]
-                line.remove(waiter)
-                if line:
-                    line[0].bell.ring()
+                line.waiters.remove(waiter)
+                line.need -= need
+                if line.waiters:
+                    line.waiters[0].bell.ring()
                 else:
                     del self._lines[place]
 
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
         with self._lock:
-            return all(self._lines[place][0] is waiter for place in waiter.needs)
+            return all(self._lines[place].waiters[0] is waiter for place in waiter.needs)
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
         line = self._lines.get(place)
-        if line:
+        if line is not None:
             try:
-                line[0].bell.ring()
+                line.waiters[0].bell.ring()
             except IndexError:
                 pass
 
@@ -92,11 +105,12 @@ class Lines:
             for claim in claims:
                 place = (claim.counts, claim.identity)
                 line = self._lines.get(place)
-                if not line or line[0] is waiter:
+                head = line.waiters[0] if line is not None else None
+                if line is None or head is None or head is waiter:
                     claim.heads, claim.ahead = (), 0
                     continue
-                claim.heads = ((line[0].needs[place], line[0].due),)
-                claim.ahead = sum(other.needs[place] for other in line if other is not waiter)
+                claim.heads = ((head.needs[place], head.due),)
+                claim.ahead = line.need - (waiter.needs[place] if waiter is not None else 0)
 
 
 class Ask:
@@ -157,6 +171,11 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
             answer.now = max(answer.now, now)
     finally:
         lines.leave(waiter)
+
+
+def is_worth_waiting(answer: Answer, patience: Sequence[int]) -> bool:
+    """Whether a refused call may yet be admitted within the patience of the layers that refuse."""
+    return _give_up_at(answer, patience, {}) is not None
 
 
 def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:

@@ -1,7 +1,7 @@
 """The shapes that a call can have, and the only import of wrapt.
 
-A wrapper is a `wrapt.FunctionWrapper`, so that it looks like its function to everything that looks. Its class is made
-for it, with a `__call__` that closes over function and guard: that is several times faster than attributes of a proxy.
+A wrapper is a wrapt proxy, so that it looks like its function to everything that looks. Its class is made for it,
+with a `__call__` that closes over function and guard: that is several times faster than attributes of a proxy.
 """
 
 # wrapt keeps on the proxy itself only what is named _self_*.
@@ -17,28 +17,21 @@ from typing import Any
 
 import wrapt
 
+from quotalimit._generators import drive, drive_async, first, first_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
-from quotalimit._streams import drive, drive_async, first, first_async, settle_later
-from quotalimit.usage import begin, end
+from quotalimit._streams import deliver
+from quotalimit.recording import begin, end
 
 Caller = Callable[..., Any]
 
 
-class Guarded(wrapt.FunctionWrapper[..., Any]):
+class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
     """A function with a guard around it."""
 
     def __init__(self, function: Callable[..., Any], guard: Guard) -> None:
-        super().__init__(function, _never)
+        super().__init__(function)
         self._self_guard = guard
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        function = self.__wrapped__
-        if instance is None or not hasattr(type(function), "__get__"):
-            return self
-        if type(function) is FunctionType:
-            return MethodType(self, instance)
-        return BoundGuarded(self, instance, function.__get__(instance, owner))
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -53,8 +46,22 @@ class Guarded(wrapt.FunctionWrapper[..., Any]):
         return self
 
 
-class BoundGuarded(wrapt.ObjectProxy[Any]):
-    """A guarded descriptor that is no plain function, bound to an instance by itself."""
+class GuardedDescriptor(Guarded):
+    """A guarded function that becomes a method where it stands in a class."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        function = self.__wrapped__
+        if type(function) is FunctionType:
+            return self if instance is None else MethodType(self, instance)
+        bound = function.__get__(instance, owner)
+        subject = getattr(bound, "__self__", instance)
+        if subject is None or bound is function or isinstance(function, staticmethod):
+            return self
+        return BoundGuarded(self, subject, bound)
+
+
+class BoundGuarded(wrapt.ObjectProxy):  # type: ignore[type-arg]
+    """A guarded descriptor that is no plain function, bound by itself to an instance or a class."""
 
     def __init__(self, guarded: Guarded, instance: Any, bound: Callable[..., Any]) -> None:
         super().__init__(bound)
@@ -75,7 +82,7 @@ class BoundGuarded(wrapt.ObjectProxy[Any]):
 
 def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer]], Layer]) -> Any:
     """Put a layer around a function, or around the layers that it has already: these become one guard."""
-    if isinstance(function, (classmethod, staticmethod)):
+    if issubclass(type(function), (classmethod, staticmethod)):
         return type(function)(wrap(function.__func__, make_layer))
     inner: tuple[Layer, ...] = ()
     if isinstance(function, Guarded):
@@ -84,11 +91,24 @@ def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer
     guard = Guard(function, (make_layer(function, inner), *inner))
     call = _caller(function, guard, function)
 
-    class GuardedFunction(Guarded):
+    if hasattr(type(function), "__get__"):
+
+        class GuardedFunction(GuardedDescriptor):
+            def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+                return call(*args, **kwargs)
+
+        return GuardedFunction(function, guard)
+
+    class GuardedCall(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
+        """The `__call__` of a callable object, which looks as it did."""
+
         def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
             return call(*args, **kwargs)
 
-    return GuardedFunction(function, guard)
+    class GuardedObject(Guarded):
+        __call__ = GuardedCall(function.__call__)
+
+    return GuardedObject(function, guard)
 
 
 def guards_of(function: Any) -> list[Guard]:
@@ -108,10 +128,6 @@ def guards_of(function: Any) -> list[Guard]:
         else:
             function = getattr(function, "__wrapped__", None)
     return found
-
-
-def _never(*_: Any) -> Any:
-    raise AssertionError("a guarded function has a __call__ of its own")
 
 
 def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]) -> Caller:
@@ -144,10 +160,7 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             raise
         finally:
             end(token)
-        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-            return settle_later(entered, result)
-        entered.finish(result)
-        return result
+        return deliver(entered, result)
 
     return call
 
@@ -165,10 +178,7 @@ def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             raise
         finally:
             end(token)
-        if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            return settle_later(entered, result)
-        entered.finish(result)
-        return result
+        return deliver(entered, result)
 
     return call
 
@@ -185,9 +195,9 @@ def _generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
 def _async_generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
     def call(*args: Any, **kwargs: Any) -> Any:
         stream = function(*args, **kwargs)
-        admitted, entered = guard.enter_unless_it_must_wait(args, kwargs)
-        if not admitted:
-            return drive_async(lambda: guard.enter_async(args, kwargs), None, stream)
+        entered, enter_later = guard.enter_now_or_later(args, kwargs)
+        if enter_later is not None:
+            return drive_async(enter_later, None, stream)
         return stream if entered is None else first_async(drive_async(None, entered, stream))
 
     return call

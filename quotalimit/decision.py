@@ -83,6 +83,19 @@ class Decision:
 
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._reset)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        made_of = (
+            self.name,
+            self.limit,
+            self.requested,
+            self.used,
+            self.remaining,
+            self.wait_us,
+            self._reset,
+            self.reason,
+        )
+        return Decision, made_of, (None, {"settlement": self.settlement})
+
     def __bool__(self) -> bool:
         return self.allowed
 

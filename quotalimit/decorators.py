@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -13,8 +14,9 @@ from quotalimit.errors import InvalidKey, InvalidLimit
 from quotalimit.failures import Failure, read_error
 from quotalimit.keys import Key
 from quotalimit.limiters import Limit, Limiter, RateLimiter, TokenBudget, Unlimited, patience_of
+from quotalimit.providers import read_usage
 from quotalimit.stores.base import Store
-from quotalimit.usage import Usage, read_usage
+from quotalimit.usage import Usage
 
 F = TypeVar("F")
 
@@ -85,6 +87,7 @@ def token_budget(
     for what, reader in (("usage", usage), ("weigh", weigh), ("on_error", on_error)):
         if not callable(reader) and not (what == "weigh" and reader is None):
             raise TypeError(f"{what} must be a function, not {reader!r}")
+        _check_asked(what, reader)
 
     def make_layer(limiter: Limiter) -> Layer:
         return TokenLayer(limiter, key, patience, reserve, usage, weigh, on_error)
@@ -118,8 +121,12 @@ def _decorator(
 
         def layer_of(target: Callable[..., Any], inner: Sequence[Layer]) -> Layer:
             limiter = make_limiter()
-            origin = f"{_text(target, '__module__')}:{_text(target, '__qualname__')}"
-            limiter.adopt(_default_name(origin, key, inner), origin)
+            if limiter not in limits:
+                origin = f"{_text(target, '__module__')}:{_text(target, '__qualname__')}"
+                limiter.adopt(_default_name(origin, key, inner), origin)
+            for other in (layer.limiter for layer in inner):
+                if limiter.named and other.named and limiter.name == other.name and limiter.terms != other.terms:
+                    raise InvalidLimit(f"two layers of one function are called {name!r}: give one of them another name")
             return make_layer(limiter)
 
         return cast(F, _wrapping.wrap(function, layer_of))
@@ -140,10 +147,10 @@ def _limiter_maker(
         if not isinstance(only, kind):
             raise TypeError(f"{only!r} is not a {kind.__name__}")
         return lambda: only
-    if any(isinstance(limit, type) for limit in limits):
-        raise InvalidLimit(
-            f'{only!r} is a class: give an algorithm, such as {kind.default_algorithm.__name__}("20/minute")'
-        )
+    for limit in limits:
+        if isinstance(limit, type):
+            example = f'{kind.default_algorithm.__name__}("20/minute")'
+            raise InvalidLimit(f"{limit!r} is a class: give an algorithm with its rate, such as {example}")
     if callable(only) and len(limits) == 1:
         _check_asked("limit", only, InvalidLimit)
         return lambda: kind.for_function((), only, name, store)
@@ -162,9 +169,13 @@ def _default_name(origin: str, key: KeyFunction, inner: Sequence[Layer]) -> str:
 
 
 def _check_asked(what: str, question: object, error: type[Exception] = TypeError) -> None:
-    """Refuse what cannot be asked for each call: coroutine functions, whose answer would come too late."""
-    if inspect.iscoroutinefunction(question) or inspect.isasyncgenfunction(question):
-        raise error(f"{what} must be a plain function, not the async {question!r}: it is asked before the call runs")
+    """Refuse async functions where an answer is needed at once."""
+    function = question
+    while isinstance(function, functools.partial):
+        function = function.func
+    calls = (function, getattr(type(function), "__call__", None))  # noqa: B004
+    if any(inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call) for call in calls):
+        raise error(f"{what} must be a plain function, not the async {question!r}: its answer is needed at once")
 
 
 def _text(function: object, attribute: str) -> str:

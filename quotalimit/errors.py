@@ -39,7 +39,7 @@ class LimitExceeded(QuotaLimitError):
         super().__init__()
         self.decision = decision
         self.key = key
-        self.violations = violations or (decision,)
+        self.violations: tuple[Decision, ...] = violations or (decision,)
 
     @property
     def name(self) -> str:
@@ -86,13 +86,17 @@ class LimitExceeded(QuotaLimitError):
         if self.retry_after is None:
             return f"{asked}; more than the limit can ever hold"
         held = " (held by calls in flight)" if self.reason == "busy" else ""
-        return f"{asked}{held}; retry after {self.retry_after:.6g} s"
+        return f"{asked}{held}; retry after {_plain(self.retry_after)} s"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.decision, self.key, self.violations), self.__dict__
+
+
+def _plain(seconds: float) -> str:
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 class RateLimitExceeded(LimitExceeded):

@@ -6,7 +6,8 @@ from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from quotalimit.errors import LimitExceeded
-from quotalimit.usage import Usage, field, read_usage
+from quotalimit.providers import field, read_usage
+from quotalimit.usage import Usage
 
 
 class Verdict(Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextvars import Token
 from types import TracebackType
@@ -13,8 +14,9 @@ from quotalimit._layers import TokenLayer
 from quotalimit.decision import Decision, slowest
 from quotalimit.failures import read_error
 from quotalimit.keys import Key
+from quotalimit.providers import read_usage
+from quotalimit.recording import Recorder, begin, end, sources_of, to_reading
 from quotalimit.settlement import Settlement
-from quotalimit.usage import Recorder, begin, end, read_usage, sources_of, to_reading
 
 if TYPE_CHECKING:
     from quotalimit.limiters import TokenBudget
@@ -30,6 +32,7 @@ class Hold:
         self.decision = decision
         self.settlement: Settlement | None = None
         self._call = call
+        self._settling = threading.Lock()
         self._token: Token[Recorder | None] | None = None
 
     def settle(self, used: object) -> Settlement:
@@ -38,21 +41,19 @@ class Hold:
         What reports no usage is charged what was recorded inside the block, else all that is held. A second
         settlement does nothing.
         """
-        if self.settlement is None:
-            self._settled(self._call.finish_as(to_reading(used), sources_of(used)))
-        assert self.settlement is not None
-        return self.settlement
-
-    def _settled(self, settlements: list[Settlement]) -> None:
-        if settlements:
-            self.settlement = settlements[0]
+        with self._settling:
+            if self.settlement is None:
+                (self.settlement,) = self._call.finish_as(to_reading(used), sources_of(used))
+            return self.settlement
 
     def __enter__(self) -> Hold:
         self._token = begin(self._call)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._settled(self._call.finish() if error is None else self._call.fail(error))
+        with self._settling:
+            if self.settlement is None:
+                (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
         if self._token is not None:
             end(self._token)
 

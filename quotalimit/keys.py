@@ -24,13 +24,18 @@ LONGEST: Final = 256
 def identify(key: object) -> Identity:
     """Check a key and return its identity, or raise `InvalidKey`.
 
-    Strings and integers stand for themselves; everything else for its encoding, which is bytes and so equals
-    neither. `1` and `"1"`, `("a/b", "c")` and `("a", "b/c")`, an enum member and its value are different people.
+    Strings and integers, also of subclasses, stand for themselves; everything else for its encoding, which is bytes
+    and so equals neither. `1` and `"1"`, `("a/b", "c")` and `("a", "b/c")`, an enum member and its value are different
+    people.
     """
     kind = type(key)
     if kind is str or kind is int:
         return key
-    return encode(key)
+    if isinstance(key, (Enum, bool)):
+        return encode(key)
+    if isinstance(key, str):
+        return str.__str__(key)
+    return int.__int__(key) if isinstance(key, int) else encode(key)
 
 
 def encode(key: object) -> bytes:
@@ -56,11 +61,12 @@ def _tuple(parts: tuple[object, ...]) -> bytes:
 def _part(part: object) -> bytes:
     if isinstance(part, Enum):
         kind = type(part)
-        return b"e" + f"{kind.__module__}:{kind.__qualname__}.{part.name}".encode("utf-8", "surrogatepass")
+        member = part.name or repr(part.value)  # combinations of flags may have no name
+        return b"e" + f"{kind.__module__}:{kind.__qualname__}.{member}".encode("utf-8", "surrogatepass")
     if isinstance(part, str):
         return b"s" + str.encode(part, "utf-8", "surrogatepass")
     if isinstance(part, int) and not isinstance(part, bool):
-        return b"i%x" % int(part)
+        return b"i%x" % int.__int__(part)
     if isinstance(part, bytes):
         return b"b" + bytes(part)
     if isinstance(part, UUID):

@@ -47,12 +47,12 @@ UNLIMITED: Final = Unlimited()
 class Binding:
     """A limiter's places on one store: for each limit, the store's counts of it."""
 
-    __slots__ = ("_limiter", "_tiers", "all_counts", "places", "store")
+    __slots__ = ("_limiter", "_tiers", "places", "store")
 
     def __init__(self, limiter: Limiter, store: Store) -> None:
         self.store = store
         self._limiter = limiter
-        self.all_counts: set[Counts] = set()
+        store.names.register(limiter)
         self._tiers: dict[Hashable, Places] = {}
         self.places: Places = self._find(limiter.limits)
 
@@ -73,11 +73,7 @@ class Binding:
         return known
 
     def _find(self, limits: Sequence[Algorithm]) -> Places:
-        places = tuple(
-            (self.store.counts(self._limiter, position, limit), limit) for position, limit in enumerate(limits)
-        )
-        self.all_counts.update(counts for counts, _ in places)
-        return places
+        return tuple((self.store.counts(self._limiter, place, limit), limit) for place, limit in enumerate(limits))
 
 
 class Limiter:
@@ -93,6 +89,8 @@ class Limiter:
         if not limits:
             raise InvalidLimit(f'{type(self).__name__} needs at least one limit, such as "20/minute"')
         self._set_up(tuple(map(self.read_limit, limits)), None, name, store)
+        if store is not None:
+            self.bound()
 
     def _set_up(
         self, limits: tuple[Algorithm, ...], tiers: Callable[..., Any] | None, name: str | None, store: Store | None
@@ -122,7 +120,7 @@ class Limiter:
         """Take the default name and the origin that the decorated function gives."""
         if not self.named:
             self.name = name
-        self.origin = origin
+        self.origin = None if "<lambda>" in origin else origin
         if self._own_store is not None:
             self.bound()
 
@@ -191,8 +189,8 @@ class Limiter:
     def reset(self, key: Key) -> None:
         """Forget what an identity used. Open holds are closed: their later settlements do nothing."""
         identity = identify(key)
-        binding = self.bound()
-        binding.store.reset([(counts, identity) for counts in tuple(binding.all_counts)])
+        store = self.bound().store
+        store.reset([(counts, identity) for counts in store.names.all_of(self)])
 
     async def reset_async(self, key: Key) -> None:
         """The twin of `reset`."""

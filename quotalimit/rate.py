@@ -49,7 +49,7 @@ class Rate:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
+        if not isinstance(self.unit, str) or self.unit not in UNITS:
             raise InvalidLimit(f"unknown unit {self.unit!r}: use one of {', '.join(UNITS)}")
         for what, number in (("amount", self.amount), ("number of periods", self.count)):
             if type(number) is not int or not 0 < number <= MAX_AMOUNT:

@@ -1,13 +1,9 @@
-"""What a call to a model used: reading it, recording it, and estimating it from text."""
+"""What a call to a model used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextvars import ContextVar, Token
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
-
-from quotalimit.amounts import units_or_none
+from dataclasses import astuple, dataclass
+from typing import NamedTuple, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,177 +33,66 @@ class Usage:
         counts = (self.input_tokens, self.output_tokens, self.cache_read_tokens, self.cache_write_tokens)
         return all(type(count) is int and count >= 0 for count in (*counts, self.reasoning_tokens, self.total_tokens))
 
+    def __add__(self, other: Usage) -> Usage:
+        """The usage of two calls."""
+        return Usage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def __or__(self, other: Usage) -> Usage:
+        """The usage of one call of which both are running totals: of each count the greater."""
+        return Usage(*(max(mine, its) for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
 
 Reading: TypeAlias = Usage | int
 """Known usage: as a provider reports it, or units to charge as they are."""
 
 
-def read_usage(result: object) -> Usage | None:
-    """Read the usage that a model's response reports, or None if it reports none that makes sense.
+class Report(NamedTuple):
+    """Usage as one response, or one item of a stream, reports it."""
 
-    Reads a `Usage`, and objects or dicts with a `usage` of OpenAI's shape. Bare numbers are ignored: a judge that
-    returns 7 has not used 7 tokens.
+    usage: Usage
+    response: str | None = None
+    """What tells the response from others in the same stream; None if nothing does."""
+
+    adds: bool = False
+    """Whether the items of a stream add up. Otherwise each is a running total of its response."""
+
+
+class Fold:
+    """The usage of one call, of a result or of all items of a stream, folded as its provider means it.
+
+    Numbers add up, and so do reports that say so. Of the running totals of one response the greatest counts, count by
+    count, for some items leave out what others have told; different responses add up.
     """
-    if isinstance(result, Usage):
-        return result if result.is_known else None
-    if result is None or isinstance(result, (str, bytes, int, float)):
-        return None
-    reported = field(result, "usage")
-    if isinstance(reported, Usage):
-        return reported if reported.is_known else None
-    return None if reported is None else _read_openai(reported)
 
+    __slots__ = ("_added", "_response", "_running", "_units", "told")
 
-def _read_openai(reported: object) -> Usage | None:
-    """OpenAI: chat completions and embeddings count prompt and completion, Responses input and output."""
-    tokens_in = _first(reported, "prompt_tokens", "input_tokens")
-    tokens_out = _first(reported, "completion_tokens", "output_tokens")
-    total = _first(reported, "total_tokens")
-    if tokens_in is None and tokens_out is None and total is None:
-        return None
-    details_in = _first(reported, "prompt_tokens_details", "input_tokens_details")
-    details_out = _first(reported, "completion_tokens_details", "output_tokens_details")
-    counts = (
-        tokens_in,
-        tokens_out,
-        _first(details_in, "cached_tokens"),
-        _first(details_in, "cache_write_tokens"),
-        _first(details_out, "reasoning_tokens"),
-        total,
-    )
-    known = [0 if count is None else units_or_none(count) for count in counts]
-    return None if None in known else Usage(*(count or 0 for count in known))
+    def __init__(self) -> None:
+        self.told = False
+        self._units: int | None = None
+        self._added: Usage | None = None
+        self._running: Usage | None = None
+        self._response: str | None = None
 
-
-def field(holder: object, name: str) -> Any:
-    """A field of an object or of a dict from the wire; None if it has none."""
-    if isinstance(holder, Mapping):
-        return holder.get(name)
-    try:
-        return getattr(holder, name, None)
-    except Exception:  # a property of a foreign object may do anything; what cannot be read is unknown
-        return None
-
-
-def _first(holder: object, *names: str) -> Any:
-    for name in names:
-        value = field(holder, name)
-        if value is not None:
-            return value
-    return None
-
-
-class Recorder:
-    """The usage recorded while a call runs, each source once, and the call that it runs in."""
-
-    __slots__ = ("_sources", "enclosing", "finished", "recorded")
-
-    def __init__(self, enclosing: Recorder | None) -> None:
-        self.enclosing = enclosing
-        self.finished = False
-        self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
-        self._sources: dict[int, object] = {}
-
-    def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
-        """Add a reading, unless one of its sources has been read before."""
-        if self.knows(sources):
+    def add(self, report: Report | int, known: bool = False) -> None:
+        """Add what a result or an item told; nothing if that is known from elsewhere."""
+        self.told = True
+        if known:
             return
-        self.recorded.append((reading, sources))
-        for source in sources:  # kept alive, for the id of a dead object may come again
-            self._sources[id(source)] = source
+        if isinstance(report, int):
+            self._units = report + (self._units or 0)
+        elif report.adds:
+            self._added = self._added + report.usage if self._added else report.usage
+        elif self._running is None or (report.response and self._response and report.response != self._response):
+            if self._running is not None:
+                self._added = self._added + self._running if self._added else self._running
+            self._running, self._response = report.usage, report.response
+        else:
+            self._running |= report.usage
+            self._response = report.response or self._response
 
-    def knows(self, sources: Iterable[object]) -> bool:
-        """Whether usage has been read from one of these objects."""
-        return any(id(source) in self._sources for source in sources)
-
-
-_running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)
-begin: Final = _running.set
-"""Make a recorder that of the running call; returns a token for `end`."""
-
-
-def end(token: Token[Recorder | None]) -> None:
-    """Go back to the call that ran before."""
-    try:
-        _running.reset(token)
-    except ValueError:  # closed in another context than it began in, by a finalizer or an event loop
-        pass
-
-
-def running() -> Recorder | None:
-    """The innermost call that is charged by its usage and has not ended."""
-    return unfinished(_running.get())
-
-
-def unfinished(recorder: Recorder | None) -> Recorder | None:
-    """The first call that has not ended, from this one outwards."""
-    while recorder is not None and recorder.finished:
-        recorder = recorder.enclosing
-    return recorder
-
-
-def record_usage(response: object) -> bool:
-    """Report what the running call used, where its return value does not show it.
-
-    Takes a model's response, a `Usage`, or a number of units to charge as they are. Returns True if it was recorded;
-    outside a call that a token budget counts it does nothing and returns False, as for a response that reports no
-    usage. The same response, recorded twice or recorded and returned, counts once. Raises `ValueError` for a number
-    that is negative, boolean or not finite.
-    """
-    recorder = running()
-    if recorder is None:
-        return False
-    reading = to_reading(response)
-    if reading is None:
-        if isinstance(response, (bool, int, float)):
-            raise ValueError(f"usage must be a number of at least 0, not {response!r}")
-        return False
-    recorder.record(reading, sources_of(response))
-    return True
-
-
-def to_reading(response: object) -> Reading | None:
-    """What a response, a `Usage` or a number says was used; None if it says nothing that makes sense."""
-    return units_or_none(response) if isinstance(response, (bool, int, float)) else read_usage(response)
-
-
-def sources_of(result: object) -> tuple[object, ...]:
-    """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
-    if result is None or isinstance(result, (str, bytes, int, float)):
-        return ()
-    reported = field(result, "usage")
-    return (result,) if reported is None or isinstance(reported, (int, float)) else (result, reported)
-
-
-_BYTES_PER_TOKEN: Final = 4
-_MOST_PARTS: Final = 10_000
-
-
-def estimate_tokens(*parts: object) -> int:
-    """Estimate the tokens of all text in the arguments: strings, also inside dicts, lists and tuples. At least 1.
-
-    One token for four bytes of UTF-8, which is about right for English and for code and too much for few languages.
-    """
-    return tokens_in(text_bytes(parts))
-
-
-def tokens_in(size: int) -> int:
-    """Tokens in so many bytes of text, by estimate. At least 1."""
-    return max(1, -(-size // _BYTES_PER_TOKEN))
-
-
-def text_bytes(value: object) -> int:
-    """Bytes of text in a value, at any depth; every container is read once, and ten thousand parts at most."""
-    size = 0
-    todo: list[object] = [value]
-    seen: set[int] = set()
-    while todo and len(seen) < _MOST_PARTS:
-        part = todo.pop()
-        if isinstance(part, str):
-            size += len(part.encode("utf-8", "surrogatepass"))
-        elif isinstance(part, (Mapping, list, tuple)) and id(part) not in seen:
-            seen.add(id(part))
-            todo.extend(part.values() if isinstance(part, Mapping) else part)
-        elif type(part) is bytes:
-            size += len(part)
-    return size
+    @property
+    def readings(self) -> list[Reading]:
+        """What was reported: at most one usage, and one number of units."""
+        usages = [usage for usage in (self._added, self._running) if usage is not None]
+        readings: list[Reading] = [usages[0] + usages[1] if len(usages) == 2 else usages[0]] if usages else []
+        return readings if self._units is None else [*readings, self._units]

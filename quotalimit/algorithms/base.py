@@ -83,9 +83,10 @@ class Algorithm(ABC):
         """The rate's period; refuses months and years."""
         period = self.rate.period
         if period is None:
+            calendar = f"{self.rate.amount}/{self.rate.unit}"
             raise InvalidLimit(
                 f"a {self.rate.unit} has no fixed length, so {type(self).__name__} cannot count {str(self.rate)!r}: "
-                f"use CalendarWindow({str(self.rate)!r}), or days"
+                f"use CalendarWindow({calendar!r}), or days"
             )
         return period
 

@@ -36,9 +36,10 @@ class CalendarWindow(Algorithm):
     def __init__(self, rate: Rate | str, *, tz: str = "UTC") -> None:
         super().__init__(rate)
         if self.rate.count != 1 or self.rate.unit not in _LENGTHS:
+            single = f"CalendarWindow('{self.rate.amount}/{self.rate.unit}')"
             raise InvalidLimit(
                 f"CalendarWindow counts single minutes, hours, days, weeks, months and years, not {str(self.rate)!r}: "
-                f"use SlidingWindow({str(self.rate)!r})"
+                f"use {single if self.rate.period is None else f'SlidingWindow({str(self.rate)!r})'}"
             )
         self.tz = tz
         self._zone = None if tz == "UTC" else _zone(tz)
@@ -116,9 +117,12 @@ class CalendarWindow(Algorithm):
         return start, end
 
     def _find_short_window(self, now: int, length: int) -> tuple[int, int]:
+        """A minute or an hour by the zone's offset of the moment; its change ends one and begins another."""
         offset = self._offset(now)
         start = now - (now + offset) % length
         end = start + length
+        if self._offset(start) != offset:
+            start = self._transition(start, now)
         if self._offset(end - 1) != offset:
             end = self._transition(now, end - 1)
         return start, end

@@ -6,9 +6,12 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from itertools import accumulate
+from typing import Final
 
 from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
 from quotalimit.rate import Rate
+
+_REBASE: Final = 1 << 60
 
 
 class SlidingWindow(Algorithm):
@@ -93,7 +96,7 @@ class SlidingWindow(Algorithm):
         return newest + self._period
 
     def matters(self, state: State, now: int) -> bool:
-        newest: int = state[-1] if type(state) is array else state.newest - state.shift
+        newest: int = state[-1] if type(state) is array else state.newest  # marks are not shifted
         return newest > now - self._period
 
 
@@ -161,10 +164,11 @@ class Log:
 
     def trim(self, horizon: int) -> None:
         """Drop what is out of the window once that is an eighth of the log."""
-        eighth = len(self.times) >> 3
-        if eighth and self.times[eighth] <= horizon:
+        if self.times and self.times[len(self.times) >> 3] <= horizon:
             gone = bisect_right(self.times, horizon)
             del self.times[:gone], self.sums[:gone]
+            if self.sums[0] > _REBASE:
+                self.sums = array("q", [units - self.sums[0] for units in self.sums])
 
     def __copy__(self) -> Log:
         return Log(self.times[:], self.sums[:], self.shift, self.newest)

@@ -65,9 +65,9 @@ class TokenBucket(Algorithm):
         return now - (-self._missing(state, now) // self._amount)
 
     def matters(self, state: State, now: int) -> bool:
-        missing, time, _ = state
+        missing, time, shift = state
         longest_hold = self.burst * self._period
-        return bool(self._amount * (now - time) < max(missing, longest_hold))
+        return bool(self._amount * (now - time - shift) < max(missing, longest_hold))  # marks are not shifted
 
     def _missing(self, state: State, now: int) -> int:
         """What the bucket lacks now, in units * period."""

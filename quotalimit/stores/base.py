@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from quotalimit._waiting import Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
 from quotalimit.keys import Identity
-
-if TYPE_CHECKING:
-    from quotalimit.limiters import Limiter
+from quotalimit.stores.names import Names, Owner
 
 Counts: TypeAlias = Any
 """A store's place for the counts of one limit, one for each identity. Only the store looks inside."""
@@ -44,17 +42,22 @@ class Claim:
 
 
 class Charge:
-    """What one claim took, open until it is settled. `held` units of it may still be adjusted or lent."""
+    """What one claim took, open until it is settled.
 
-    __slots__ = ("borrowed", "counts", "held", "identity", "limit", "mark", "open")
+    `held` units may still be adjusted or lent; `taken` of them are charged at its mark, the rest at the marks of the
+    charges that it borrowed from, `borrowed` of each.
+    """
 
-    def __init__(self, claim: Claim, mark: Mark, held: int, borrowed: list[tuple[Charge, int]]) -> None:
+    __slots__ = ("borrowed", "counts", "held", "identity", "limit", "mark", "open", "taken")
+
+    def __init__(self, claim: Claim, mark: Mark, taken: int, borrowed: dict[Charge, int]) -> None:
         self.counts = claim.counts
         self.identity = claim.identity
         self.limit = claim.limit
         self.mark = mark
-        self.held = held
+        self.taken = taken
         self.borrowed = borrowed
+        self.held = taken + sum(borrowed.values())
         self.open = True
 
 
@@ -83,10 +86,12 @@ class Store(ABC):
     def __init__(self) -> None:
         self.lines: Final = Lines()
         """The calls of this process that wait for room."""
+        self.names: Final[Names[Counts]] = Names()
+        """Whose counts are whose."""
 
     @abstractmethod
-    def counts(self, limiter: Limiter, position: int, limit: Algorithm) -> Counts:
-        """The place for the counts of a limiter's limit. Raises `InvalidLimit` where its name is taken by another."""
+    def counts(self, owner: Owner, position: int, limit: Algorithm) -> Counts:
+        """The place for the counts of a limiter's limit."""
 
     @abstractmethod
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:

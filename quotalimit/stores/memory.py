@@ -8,12 +8,12 @@ from copy import copy
 from typing import Final
 
 from quotalimit import clock
-from quotalimit.algorithms.base import NEVER, Algorithm, State
+from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
 from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
 from quotalimit.stores.base import Answer, Charge, Claim, Store, decide
-from quotalimit.stores.names import Names, Owner
+from quotalimit.stores.names import Owner
 
 _STRIPES: Final = 1_024
 _SWEEP: Final = 4
@@ -36,10 +36,9 @@ class MemoryStore(Store):
             raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
         self._max_keys = max_keys
         self._stripes = [Stripe() for _ in range(_STRIPES)]
-        self._names: Names[MemoryCounts] = Names()
 
-    def counts(self, limiter: Owner, position: int, limit: Algorithm) -> MemoryCounts:
-        counts = self._names.find(limiter, position, limit, lambda: MemoryCounts(limiter.name, self._max_keys))
+    def counts(self, owner: Owner, position: int, limit: Algorithm) -> MemoryCounts:
+        counts: MemoryCounts = self.names.find(owner, position, limit, lambda: MemoryCounts(owner.name, self._max_keys))
         counts.serve(limit)
         return counts
 
@@ -63,7 +62,8 @@ class MemoryStore(Store):
             answer = Answer(now)
             for place, claim in enumerate(claims):
                 state = self._ask(claim, place, now, answer)
-                answer.decisions.append(answer.refusals.get(place) or decide(claim, state, now, 0, None))
+                refusal = answer.refusals.get(place)
+                answer.decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
             return answer.decisions
         finally:
             _unlock(stripes)
@@ -74,7 +74,7 @@ class MemoryStore(Store):
             stripe.late.append((charge, used))
             if stripe.lock.acquire(blocking=False):
                 try:
-                    stripe.settle()
+                    stripe.settle(wait=False)
                 finally:
                     stripe.lock.release()
         if self.lines:
@@ -99,10 +99,16 @@ class MemoryStore(Store):
         else:
             places = sorted({hash(claim.identity) % _STRIPES for claim in claims})
             locked = [self._stripes[place] for place in places]
-        for stripe in locked:
-            stripe.lock.acquire()
-            if stripe.late:
-                stripe.settle()
+        held: list[Stripe] = []
+        try:
+            for stripe in locked:
+                stripe.lock.acquire()
+                held.append(stripe)
+                if stripe.late:
+                    stripe.settle()
+        except BaseException:
+            _unlock(held)
+            raise
         return locked
 
     def _ask(self, claim: Claim, place: int, now: int, answer: Answer) -> State:
@@ -116,12 +122,11 @@ class MemoryStore(Store):
                 state = dated
         elif claim.cost or claim.holds:
             claim.counts.make_room(now)
-        need = claim.need
+        need = claim.need + claim.before
         if claim.lenders:
             need -= min(need, sum(lender.held for lender in claim.lenders))
             if need == 0:
                 return state
-        need += claim.before
         wait = limit.fits(state, need, now)
         reason: Reason = "exhausted"
         if wait == 0:
@@ -141,13 +146,13 @@ class MemoryStore(Store):
 
     def _take(self, claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
         counts, cost = claim.counts, claim.cost
-        borrowed: list[tuple[Charge, int]] = []
+        borrowed: dict[Charge, int] = {}
         for lender in claim.lenders:
             lent = min(cost, lender.held)
             if lent:
                 lender.held -= lent
                 cost -= lent
-                borrowed.append((lender, lent))
+                borrowed[lender] = lent
         if cost or claim.holds:
             if claim.before:
                 state = counts.load(claim.identity, now)
@@ -175,12 +180,12 @@ class Stripe:
         self.lock = threading.Lock()
         self.late: list[tuple[Charge, int]] = []
 
-    def settle(self) -> None:
-        """Close the charges in `late`. The lock must be held."""
-        while self.late:
-            charge, used = self.late.pop()
-            if charge.open:
-                _close(charge, used)
+    def settle(self, *, wait: bool = True) -> None:
+        """Close the charges in `late`, if need be at a later time. The lock must be held."""
+        for _ in range(len(self.late)):
+            charge, used = self.late.pop(0)
+            if charge.open and not _close(charge, used, wait):
+                self.late.append((charge, used))
 
 
 class MemoryCounts:
@@ -214,11 +219,26 @@ class MemoryCounts:
         if now >= self._sweep_at:
             self._sweep(now, _SWEEP)
         state = self._young.get(identity)
-        if state is None and self._old:
+        if state is None and (self._old or self._moving.locked()):
             with self._moving:
-                state = self._old.pop(identity, None)
-                state = self._young.get(identity) if state is None else self._young.setdefault(identity, state)
+                state = self._bring_back(identity)
         return state
+
+    def try_load(self, identity: Identity) -> tuple[bool, State]:
+        """The same without waiting for a sweep; False if that would be needed."""
+        state = self._young.get(identity)
+        if state is not None or not (self._old or self._moving.locked()):
+            return True, state
+        if not self._moving.acquire(blocking=False):
+            return False, None
+        try:
+            return True, self._bring_back(identity)
+        finally:
+            self._moving.release()
+
+    def _bring_back(self, identity: Identity) -> State:
+        state = self._old.pop(identity, None)
+        return self._young.get(identity) if state is None else self._young.setdefault(identity, state)
 
     def save(self, identity: Identity, state: State) -> None:
         self._young[identity] = state
@@ -275,8 +295,8 @@ def _delay(claim: Claim, state: State, need: int, now: int) -> int:
     limit = claim.limit
     for head_need, due in claim.heads:
         start = max(now, due)
-        kept = limit.used(limit.take(None, claim.before + claim.cost, now)[0], start)
-        if limit.fits(state, head_need + kept, start):
+        after, _ = limit.take(copy(state), claim.before + claim.cost, now)
+        if limit.fits(after, head_need, start):
             wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
             return max(wait, start - now, 1)
     return 0
@@ -286,36 +306,48 @@ def _fits_without(charges: set[Charge], limit: Algorithm, state: State, need: in
     """Whether the need would fit if every open charge came to use nothing."""
     state = copy(state)
     for charge in charges:
-        for holder, held in ((charge, charge.held), *charge.borrowed):
-            state = limit.adjust(state, holder.mark, -held, now)
+        state = limit.adjust(state, charge.mark, -charge.taken, now)
+        for lender, units in charge.borrowed.items():
+            if not lender.open:
+                state = limit.adjust(state, lender.mark, -units, now)
     return limit.fits(state, need, now) == 0
 
 
-def _close(charge: Charge, used: int) -> None:
-    """Adjust the count to what a charge's call used, giving first back to the store, then to the lenders."""
+def _close(charge: Charge, used: int, wait: bool) -> bool:
+    """Adjust the count to what a charge's call used. Of what is left, the lenders get theirs back first.
+
+    False, with nothing done, if that would have to wait for a sweep.
+    """
     counts, identity, now = charge.counts, charge.identity, clock.now()
-    charge.open = False
+    loaded, state = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
+    if not loaded:
+        return False
     charges = counts.open.get(identity)
     if charges is not None:
         charges.discard(charge)
         if not charges:
             del counts.open[identity]
-    delta = used - charge.held - sum(units for _, units in charge.borrowed)
-    changes = []
-    for lender, units in charge.borrowed:
-        unused = min(units, max(0, -delta))
-        delta += unused
-        if lender.open:
-            lender.held += unused
-        else:
-            changes.append((lender.mark, -unused))
-    changes.append((charge.mark, delta))
-    charge.held = 0
-    state = counts.load(identity, now)
+    charge.open = False
+    over, charge.held = used - charge.held, 0
+    changes = [(charge.mark, over)] if over > 0 else _give_back(charge, -over)
     if state is not None:
         state = charge.limit.redate(state, now)
     for mark, change in changes:
-        if change:
-            state = charge.limit.adjust(state, mark, change, now)
+        state = charge.limit.adjust(state, mark, change, now)
     if state is not None:
         counts.save(identity, state)
+    return True
+
+
+def _give_back(charge: Charge, units: int) -> list[tuple[Mark, int]]:
+    """Return units to whom a charge borrowed from, as far as they still run; the changes of the count for the rest."""
+    if charge.open:
+        charge.held += units
+        return []
+    changes: list[tuple[Mark, int]] = []
+    for lender, lent in charge.borrowed.items():
+        returned = min(lent, units)
+        charge.borrowed[lender] -= returned
+        units -= returned
+        changes += _give_back(lender, returned)
+    return [*changes, (charge.mark, -units)] if units else changes

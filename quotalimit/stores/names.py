@@ -35,15 +35,15 @@ class Names(Generic[T]):
 
     def __init__(self) -> None:
         self._owners: dict[str, tuple[Hashable, str | None]] = {}
-        self._named: dict[Hashable, T] = {}
+        self._named: dict[str, dict[Hashable, T]] = {}
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def find(self, owner: Owner, position: int, limit: Algorithm, make: Callable[[], T]) -> T:
-        """The owner's counts of a limit, made if they are new. Raises `InvalidLimit` if the name is another's."""
+    def register(self, owner: Owner) -> None:
+        """Give a name to its owner. Raises `InvalidLimit` if it is another's."""
+        if not owner.named:
+            return
         with self._lock:
-            if not owner.named:
-                return _get(self._nameless.setdefault(owner, {}), (position, limit.count_id), make)
             terms, origin = self._owners.setdefault(owner.name, (owner.terms, owner.origin))
             if terms != owner.terms:
                 if origin is None or origin != owner.origin:
@@ -52,18 +52,25 @@ class Names(Generic[T]):
                         "give one of them another name, or both the same limits"
                     )
                 self._owners[owner.name] = (owner.terms, owner.origin)
-            return _get(self._named, (owner.name, position, limit.count_id), make)
 
-    def all(self) -> list[T]:
-        """All counts there are."""
+    def find(self, owner: Owner, position: int, limit: Algorithm, make: Callable[[], T]) -> T:
+        """The owner's counts of a limit, made if they are new."""
         with self._lock:
-            return [*self._named.values(), *(one for own in self._nameless.values() for one in own.values())]
+            counts = self._of(owner)
+            place = (position, limit.count_id)
+            if place not in counts:
+                counts[place] = make()
+            return counts[place]
 
+    def all_of(self, owner: Owner) -> list[T]:
+        """All counts under the owner's name."""
+        with self._lock:
+            return list(self._of(owner).values())
 
-def _get(counts: dict[Hashable, T], place: Hashable, make: Callable[[], T]) -> T:
-    if place not in counts:
-        counts[place] = make()
-    return counts[place]
+    def _of(self, owner: Owner) -> dict[Hashable, T]:
+        if owner.named:
+            return self._named.setdefault(owner.name, {})
+        return self._nameless.setdefault(owner, {})
 
 
 def _shown(terms: Hashable) -> str:

@@ -1,0 +1,158 @@
+"""Generators, async generators and awaitables that settle their call once, whatever ends them.
+
+Each is a real one of its kind, advanced past an empty first step, so that its `finally` runs even if nobody does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import Any
+
+from quotalimit._calls import Call
+from quotalimit.recording import begin, end
+
+
+def first(stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Advance a driver past its first, empty yield: from here on its `finally` runs, even if nobody iterates."""
+    next(stream)
+    return stream
+
+
+def first_async(stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
+    """The same for an async driver: its first yield comes before any await, so it needs no event loop."""
+    try:
+        stream.__anext__().__await__().__next__()
+    except StopIteration:
+        pass
+    return stream
+
+
+def drive(call: Call, stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through."""
+    try:
+        value = yield
+    except BaseException:
+        call.release()
+        stream.close()
+        raise
+    if value is not None:
+        stream.close()
+        call.release()
+        raise TypeError("can't send non-None value to a just-started generator")
+    thrown: BaseException | None = None
+    while True:
+        token = begin(call)
+        try:
+            item = stream.send(value) if thrown is None else stream.throw(thrown)
+        except StopIteration as stop:
+            call.finish(stop.value)
+            return stop.value
+        except BaseException as error:
+            call.fail(error)
+            raise
+        finally:
+            end(token)
+        call.see(item)
+        try:
+            value, thrown = (yield item), None
+        except GeneratorExit:
+            token = begin(call)
+            try:
+                stream.close()
+            finally:
+                end(token)
+                call.cut()
+            raise
+        except BaseException as error:
+            thrown = error
+
+
+async def drive_async(
+    enter: Callable[[], Awaitable[Call | None]] | None, call: Call | None, stream: AsyncGenerator[Any, Any]
+) -> AsyncGenerator[Any, Any]:
+    """Run an async generator for a call; one that must wait first is entered at its first item."""
+    value = None
+    if enter is not None:
+        call = await enter()
+    elif call is not None:
+        try:
+            value = yield
+        except BaseException:
+            call.release()
+            raise
+    thrown: BaseException | None = None
+    while True:
+        token = begin(call)
+        try:
+            item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
+        except StopAsyncIteration:
+            if call is not None:
+                call.finish()
+            return
+        except BaseException as error:
+            if call is not None:
+                call.fail(error)
+            raise
+        finally:
+            end(token)
+        if call is not None:
+            call.see(item)
+        try:
+            value, thrown = (yield item), None
+        except GeneratorExit:
+            try:
+                await stream.aclose()
+            finally:
+                if call is not None:
+                    call.cut()
+            raise
+        except BaseException as error:
+            thrown = error
+
+
+def _advance(stream: AsyncGenerator[Any, Any], value: Any) -> Awaitable[Any]:
+    """Advance the inner stream unseen by the event loop, which at its end would close it while its driver does."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return stream.asend(value)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+def later(call: Call, awaitable: Awaitable[Any], deliver: Callable[[Call, Any], Any]) -> Coroutine[Any, Any, Any]:
+    """A coroutine for an awaitable result; dropped before it ran, it gives back what it holds."""
+    coroutine: Any = _later(call, _Unbegun(call, awaitable), deliver)
+    coroutine.__name__ = getattr(awaitable, "__name__", coroutine.__name__)
+    coroutine.__qualname__ = getattr(awaitable, "__qualname__", coroutine.__qualname__)
+    return coroutine  # type: ignore[no-any-return]
+
+
+async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], Any]) -> Any:
+    token = begin(call)
+    try:
+        result = await unbegun.awaitable
+    except BaseException as error:
+        call.fail(error)
+        raise
+    finally:
+        end(token)
+    return deliver(call, result)
+
+
+class _Unbegun:
+    """An awaitable that nobody has awaited yet. A coroutine that never runs has no `finally`, but its arguments die."""
+
+    __slots__ = ("awaitable", "call")
+
+    def __init__(self, call: Call, awaitable: Awaitable[Any]) -> None:
+        self.call = call
+        self.awaitable = awaitable
+
+    def __del__(self) -> None:
+        if not self.call.finished:
+            self.call.release()
+            close = getattr(self.awaitable, "close", None)
+            if close is not None:
+                close()

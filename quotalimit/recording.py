@@ -1,0 +1,98 @@
+"""Usage that is recorded while a call runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextvars import ContextVar, Token
+from typing import Final
+
+from quotalimit.amounts import units_or_none
+from quotalimit.providers import field, read_usage
+from quotalimit.usage import Reading
+
+
+class Recorder:
+    """The usage recorded while a call runs, each source once, and the call that it runs in."""
+
+    __slots__ = ("_sources", "enclosing", "finished", "recorded", "records")
+
+    def __init__(self, enclosing: Recorder | None) -> None:
+        self.enclosing = enclosing
+        self.finished = False
+        self.records = True
+        """Whether a token budget is among the call's layers."""
+        self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
+        self._sources: dict[int, object] = {}
+
+    def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
+        """Add a reading, unless one of its sources has been read before."""
+        if not self.knows(sources):
+            self.recorded.append((reading, sources))
+            self.remember(sources)
+
+    def remember(self, sources: Iterable[object]) -> None:
+        """Know these objects from now on. They are kept alive, for the id of a dead object may come again."""
+        for source in sources:
+            self._sources[id(source)] = source
+
+    def knows(self, sources: Iterable[object]) -> bool:
+        """Whether usage has been read from one of these objects."""
+        return any(id(source) in self._sources for source in sources)
+
+
+_running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)
+begin: Final = _running.set
+"""Make a recorder that of the running call; returns a token for `end`."""
+
+
+def end(token: Token[Recorder | None]) -> None:
+    """Go back to the call that ran before."""
+    try:
+        _running.reset(token)
+    except ValueError:  # closed in another context than it began in, by a finalizer or an event loop
+        pass
+
+
+def running() -> Recorder | None:
+    """The innermost call that is charged by its usage and has not ended."""
+    return unfinished(_running.get())
+
+
+def unfinished(recorder: Recorder | None) -> Recorder | None:
+    """The first call that has not ended and is charged by its usage, from this one outwards."""
+    while recorder is not None and (recorder.finished or not recorder.records):
+        recorder = recorder.enclosing
+    return recorder
+
+
+def record_usage(response: object) -> bool:
+    """Report what the running call used, where its return value does not show it.
+
+    Takes a model's response, a `Usage`, or a number of units to charge as they are. Returns True if it was recorded;
+    outside a call that a token budget counts it does nothing and returns False, as for a response that reports no
+    usage. The same response, recorded twice or recorded and returned, counts once. Raises `ValueError` for a number
+    that is negative, boolean or not finite.
+    """
+    recorder = running()
+    if recorder is None:
+        return False
+    reading = to_reading(response)
+    if reading is None:
+        if isinstance(response, (bool, int, float)):
+            raise ValueError(f"usage must be a number of at least 0, not {response!r}")
+        return False
+    recorder.record(reading, sources_of(response))
+    return True
+
+
+def to_reading(response: object) -> Reading | None:
+    """What a response, a `Usage` or a number says was used; None if it says nothing that makes sense."""
+    return units_or_none(response) if isinstance(response, (bool, int, float)) else read_usage(response)
+
+
+def sources_of(result: object) -> tuple[object, ...]:
+    """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
+    if result is None or isinstance(result, (str, bytes, int, float)):
+        return ()
+    reported = field(result, "usage")
+    return (result,) if reported is None or isinstance(reported, (int, float)) else (result, reported)
