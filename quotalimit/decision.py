@@ -81,7 +81,10 @@ class Decision:
         """When the limit is whole again if nobody calls: an aware UTC datetime."""
         from datetime import datetime, timedelta
 
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._reset)
+        try:
+            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._reset)
+        except OverflowError:  # a debt of more than eight thousand years
+            return datetime.max.replace(tzinfo=UTC)
 
     def __reduce__(self) -> tuple[object, ...]:
         made_of = (

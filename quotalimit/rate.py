@@ -54,7 +54,7 @@ class Rate:
         for what, number in (("amount", self.amount), ("number of periods", self.count)):
             if type(number) is not int or not 0 < number <= MAX_AMOUNT:
                 raise InvalidLimit(
-                    f"the {what} of a rate must be a whole number from 1 to {MAX_AMOUNT}, not {number!r}"
+                    f"the {what} of a rate must be a whole number from 1 to {MAX_AMOUNT}, not {_shown(number)}"
                 )
         if self.period is not None and self.period > MAX_AMOUNT:
             raise InvalidLimit(f"a period of {self.count} {self.unit}s is longer than 285 years: shorten it")
@@ -97,6 +97,10 @@ def _unit_named(word: str) -> str | None:
         return None if word == "M" else _ABBREVIATIONS.get(word.lower())
     singular = word.lower().removesuffix("s")
     return singular if singular in UNITS else None
+
+
+def _shown(number: object) -> str:
+    return "a far larger one" if isinstance(number, int) and number > 10**100 else repr(number)
 
 
 def _unreadable(text: str, why: str) -> InvalidLimit:

@@ -77,7 +77,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def matters(self, state: State, now: int) -> bool:
-        """Whether the state says any more than None does."""
+        """Whether the state says any more than None does, but for the marks of charges that are still open."""
 
     def _needs_fixed_period(self) -> int:
         """The rate's period; refuses months and years."""

@@ -92,8 +92,7 @@ class CalendarWindow(Algorithm):
         return self.window(now)[1] if self.used(state, now) else now
 
     def matters(self, state: State, now: int) -> bool:
-        start, _, mark = state
-        return bool(max(start, mark) >= self.window(now)[0])
+        return bool(state[0] >= self.window(now)[0])
 
     def _present(self, state: State, now: int) -> tuple[int, int, Mark]:
         """The state of the present window: the one given, or that of a new window whose mark was never used."""

@@ -79,8 +79,7 @@ class SlidingWindow(Algorithm):
         if newest <= now:
             return state
         log = Log.of(state)
-        log.shift += newest - now
-        return log
+        return Log(log.times, log.sums, log.shift + newest - now, log.newest)
 
     def used(self, state: State, now: int) -> int:
         if state is None:
@@ -96,7 +95,7 @@ class SlidingWindow(Algorithm):
         return newest + self._period
 
     def matters(self, state: State, now: int) -> bool:
-        newest: int = state[-1] if type(state) is array else state.newest  # marks are not shifted
+        newest: int = state[-1] if type(state) is array else state.newest - state.shift
         return newest > now - self._period
 
 

@@ -38,7 +38,7 @@ class TokenBucket(Algorithm):
         if need > self.burst:
             return NEVER
         over = self._missing(state, now) - (self.burst - need) * self._period
-        return -(-over // self._amount) if over > 0 else 0
+        return min(-(-over // self._amount), NEVER - 1) if over > 0 else 0
 
     def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
         shift = state[2] if state else 0
@@ -65,9 +65,8 @@ class TokenBucket(Algorithm):
         return now - (-self._missing(state, now) // self._amount)
 
     def matters(self, state: State, now: int) -> bool:
-        missing, time, shift = state
-        longest_hold = self.burst * self._period
-        return bool(self._amount * (now - time - shift) < max(missing, longest_hold))  # marks are not shifted
+        missing, time, _ = state
+        return bool(self._amount * (now - time) < missing)
 
     def _missing(self, state: State, now: int) -> int:
         """What the bucket lacks now, in units * period."""

@@ -68,13 +68,15 @@ class Answer:
     decisions, `decisions` has those of all claims if the call asked for a report. `now` is the store's time.
     """
 
-    __slots__ = ("charges", "decisions", "now", "refusals")
+    __slots__ = ("charges", "decisions", "new", "now", "refusals")
 
     def __init__(self, now: int) -> None:
         self.now = now
         self.charges: list[Charge] = []
         self.refusals: dict[int, Decision] = {}
         self.decisions: list[Decision] = []
+        self.new: set[tuple[Counts, Identity]] = set()
+        """The places of which nothing was counted before."""
 
 
 class Store(ABC):

@@ -121,7 +121,8 @@ class MemoryStore(Store):
                 claim.counts.save(claim.identity, dated)
                 state = dated
         elif claim.cost or claim.holds:
-            claim.counts.make_room(now)
+            answer.new.add((claim.counts, claim.identity))
+            claim.counts.make_room(now, sum(counts is claim.counts for counts, _ in answer.new))
         need = claim.need + claim.before
         if claim.lenders:
             need -= min(need, sum(lender.held for lender in claim.lenders))
@@ -196,7 +197,18 @@ class MemoryCounts:
     back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations.
     """
 
-    __slots__ = ("_limits", "_max_keys", "_moving", "_old", "_retire_at", "_sweep_at", "_young", "name", "open")
+    __slots__ = (
+        "_limits",
+        "_max_keys",
+        "_moving",
+        "_old",
+        "_retire_at",
+        "_sweep_at",
+        "_swept_at",
+        "_young",
+        "name",
+        "open",
+    )
 
     def __init__(self, name: str, max_keys: int) -> None:
         self.name = name
@@ -208,6 +220,7 @@ class MemoryCounts:
         self._moving = threading.Lock()
         self._retire_at = 0
         self._sweep_at = 0
+        self._swept_at = 0
 
     def serve(self, limit: Algorithm) -> None:
         """Count for this limit too: limits of other amounts may share the counts."""
@@ -216,7 +229,7 @@ class MemoryCounts:
                 self._limits += (limit,)
 
     def load(self, identity: Identity, now: int) -> State:
-        if now >= self._sweep_at:
+        if not self._swept_at <= now < self._sweep_at:
             self._sweep(now, _SWEEP)
         state = self._young.get(identity)
         if state is None and (self._old or self._moving.locked()):
@@ -252,15 +265,16 @@ class MemoryCounts:
             self._old.pop(identity, None)
             self._young.pop(identity, None)
 
-    def make_room(self, now: int) -> None:
-        """Check that a new identity may be counted. Raises `StoreFull`."""
-        if len(self) < self._max_keys:
+    def make_room(self, now: int, new: int) -> None:
+        """Check that so many new identities may be counted. Raises `StoreFull`."""
+        most = self._max_keys - new
+        if len(self) <= most:
             return
         if not self._old:
             self._retire_at = 0
         self._sweep(now, _SWEEP_WHEN_FULL)
         self._sweep(now, _SWEEP_WHEN_FULL)
-        if len(self) >= self._max_keys:
+        if len(self) > most:
             raise StoreFull(
                 f"{self.name}: already counting for {self._max_keys} identities, so a new one is refused: "
                 "raise max_keys of the MemoryStore, or limit by a coarser key in front"
@@ -275,11 +289,14 @@ class MemoryCounts:
         try:
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
-                if any(limit.matters(state, now) for limit in self._limits):
+                state = self._limits[0].redate(state, now)
+                if identity in self.open or any(limit.matters(state, now) for limit in self._limits):
                     self._young.setdefault(identity, state)
-            if not self._old and now >= self._retire_at:
+            period = max((limit.period for limit in self._limits), default=0)
+            if not self._old and not now < self._retire_at <= now + period:
                 self._old, self._young = self._young, {}
-                self._retire_at = now + max((limit.period for limit in self._limits), default=0)
+                self._retire_at = now + period
+            self._swept_at = now
             self._sweep_at = now if self._old else self._retire_at
         finally:
             self._moving.release()

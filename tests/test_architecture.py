@@ -1,0 +1,293 @@
+"""Who may import whom, held against the imports of the package as it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import quotalimit
+
+PACKAGE = Path(quotalimit.__file__).parent
+
+
+def name_of(path: Path) -> str:
+    """A module's name inside the package, such as `stores.memory`; that of a package is its folder's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """What a module imports, at the top or inside functions; and whether only type checkers see it."""
+
+    def walk(node: ast.AST, typing_only: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, typing_only
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", typing_only
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                yield from walk(child, True)
+            for child in node.orelse:
+                yield from walk(child, typing_only)
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, typing_only)
+
+    return walk(tree, False)
+
+
+def own_module(imported: str) -> str | None:
+    """The module of ours that an import names, or None."""
+    parts = imported.split(".")
+    if parts[0] != "quotalimit":
+        return None
+    while ".".join(parts[1:]) not in MODULES:
+        parts.pop()
+    return ".".join(parts[1:])
+
+
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+IMPORTS = {module: list(imports_of(tree)) for module, tree in TREES.items()}
+OWN = {
+    module: {own for name, typing_only in names if not typing_only and (own := own_module(name)) is not None}
+    for module, names in IMPORTS.items()
+}
+"""The modules of ours that each module imports at run time."""
+
+FOREIGN = {
+    module: {name for name, typing_only in names if not typing_only and own_module(name) is None}
+    for module, names in IMPORTS.items()
+}
+
+BASICS = {"rate", "decision", "errors", "clock", "keys"}
+STORES = {"stores.base", "stores.names", "stores.memory", "stores.default", "stores"}
+
+READERS = {"amounts", "providers", "usage"}
+"""What reads usage out of what a model's call returned."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "clock": set(),
+    "amounts": set(),
+    "settlement": set(),
+    "decision": {"errors", "rate"},
+    "keys": {"errors"},
+    "rate": {"errors"},
+    "usage": {"amounts"},
+    "providers": {"amounts", "usage"},
+    "recording": READERS,
+    "estimation": READERS,
+    "failures": {*READERS, "errors"},
+    "algorithms.base": {"errors", "rate"},
+    "algorithms.sliding_window": {"algorithms.base", "errors", "rate"},
+    "algorithms.calendar_window": {"algorithms.base", "errors", "rate"},
+    "algorithms.token_bucket": {"algorithms.base", "errors", "rate"},
+    "algorithms": {
+        "algorithms.base",
+        "algorithms.sliding_window",
+        "algorithms.calendar_window",
+        "algorithms.token_bucket",
+    },
+    "_waiting": {"clock"},
+    "stores.names": {*BASICS, "algorithms.base"},
+    "stores.base": {*BASICS, "_waiting", "algorithms.base", "stores.names"},
+    "stores.memory": {*BASICS, "stores.base", "stores.names", "algorithms.base"},
+    "stores.default": {*BASICS, "stores.base", "stores.memory"},
+    "stores": {"stores.base", "stores.default", "stores.memory"},
+    "limiters": {*BASICS, *STORES, "_waiting", "algorithms", "amounts", "holds"},
+    "_arguments": {"errors"},
+    "_layers": {*BASICS, *STORES, *READERS, "_arguments", "failures", "limiters"},
+    "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "failures", "recording", "settlement"},
+    "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "limiters", "recording"},
+    "_generators": {"_guard", "_calls", "recording"},
+    "_streams": {"_guard", "_calls", "_generators", "recording"},
+    "_wrapping": {"_guard", "_calls", "_layers", "_generators", "_streams", "recording"},
+    "holds": {*BASICS, *READERS, "_calls", "_guard", "_layers", "failures", "recording", "settlement"},
+}
+"""What each module may import of ours; `decorators`, `__init__` and `__main__` may import anything."""
+
+KNOW_ALL = {"decorators", "", "__main__", "testing"}
+
+
+def test_every_module_has_a_rule() -> None:
+    ruled = {*MAY_IMPORT, *KNOW_ALL}
+    assert {module for module in MODULES if module.split(".")[0] != "integrations"} <= ruled
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module in MAY_IMPORT])
+def test_a_module_imports_only_what_the_design_lets_it(module: str) -> None:
+    assert OWN[module] - {""} <= MAY_IMPORT[module]
+    assert "" not in OWN[module], "nobody imports the package itself, whose __init__ imports everybody"
+
+
+def test_integrations_know_errors_and_decisions() -> None:
+    for module in MODULES:
+        if module.startswith("integrations"):
+            assert {own for own in OWN[module] if not own.startswith("integrations")} <= {"errors", "decision"}
+
+
+def test_errors_decision_rate_keys_and_clock_import_each_other_downward_only() -> None:
+    assert all(OWN[module] <= BASICS for module in BASICS)
+    order: list[str] = []
+    while len(order) < len(BASICS):
+        ready = [module for module in BASICS if module not in order and OWN[module] <= set(order)]
+        assert ready, "a circle of imports"
+        order += ready
+
+
+def test_no_imports_at_the_top_of_modules_go_in_circles() -> None:
+    """What is imported inside a function may close a circle; what is imported at the top may not."""
+    top = {
+        module: {
+            own
+            for node in tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for name, _ in imports_of(node)
+            if (own := own_module(name)) is not None
+        }
+        for module, tree in TREES.items()
+    }
+    done: set[str] = set()
+    while len(done) < len(top):
+        ready = {module for module in top if module not in done and top[module] <= done}
+        assert ready, f"a circle among {sorted(top.keys() - done)}"
+        done |= ready
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("algorithms")])
+def test_algorithms_know_no_store_and_no_clock(module: str) -> None:
+    assert not [own for own in OWN[module] if own == "clock" or own.split(".")[0] in ("stores", "limiters", "_waiting")]
+    assert not FOREIGN[module] & {"time", "asyncio", "threading"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("stores")])
+def test_stores_know_algorithms_by_their_base_only(module: str) -> None:
+    assert {own for own in OWN[module] if own.startswith("algorithms")} <= {"algorithms.base"}
+
+
+def test_amounts_imports_nothing_of_ours() -> None:
+    assert OWN["amounts"] == set()
+
+
+def test_only_wrapping_imports_wrapt() -> None:
+    assert [module for module, names in FOREIGN.items() if any(n.split(".")[0] == "wrapt" for n in names)] == [
+        "_wrapping"
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_at_run_time_nothing_is_imported_but_the_standard_library_and_wrapt(module: str) -> None:
+    """Integrations import their framework, stores their driver, only when used."""
+    if module.startswith("integrations") or module in ("stores.sqlite", "stores.redis"):
+        return
+    allowed = sys.stdlib_module_names | {"wrapt"}
+    assert {name for name in FOREIGN[module] if name.split(".")[0] not in allowed} == set()
+
+
+# Rule 18: only clock.py reads the time
+
+CLOCKS = {
+    "time",
+    "time_ns",
+    "monotonic",
+    "monotonic_ns",
+    "perf_counter",
+    "perf_counter_ns",
+    "process_time",
+    "localtime",
+    "gmtime",
+    "now",
+    "utcnow",
+    "today",
+}
+OWNERS = {"time", "datetime", "date", "loop", "_loop"}
+
+
+def readings_of_the_time(tree: ast.AST) -> list[str]:
+    """Where a module reads the time, by the names of what it asks."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in CLOCKS:
+            owner = ast.unparse(node.value)
+            if owner.split(".")[-1].split("(")[0] in OWNERS or owner.endswith("get_running_loop()"):
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom) and node.module == "time":
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rule_18_only_the_clock_reads_the_time(module: str) -> None:
+    expected = ["time.time"] if module == "clock" else []
+    assert readings_of_the_time(TREES[module]) == expected
+    assert ("time" in FOREIGN[module]) == (module == "clock")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["time.monotonic()", "datetime.now(UTC)", "datetime.datetime.utcnow()", "date.today()", "from time import time"],
+)
+def test_rule_18_the_scan_sees_a_reading_of_the_time(source: str) -> None:
+    assert readings_of_the_time(ast.parse(source))
+
+
+def test_rule_18_the_clock_is_looked_up_late_through_its_module() -> None:
+    """`from quotalimit.clock import now` would keep what a test has replaced."""
+    assert not [
+        (module, name) for module, names in IMPORTS.items() for name, _ in names if name == "quotalimit.clock.now"
+    ]
+
+
+# What an import loads
+
+HEAVY = {
+    "aiohttp",
+    "anthropic",
+    "asyncio",
+    "concurrent",
+    "ctypes",
+    "django",
+    "fastapi",
+    "flask",
+    "google",
+    "http",
+    "httpx",
+    "litellm",
+    "multiprocessing",
+    "openai",
+    "pydantic",
+    "redis",
+    "requests",
+    "socket",
+    "sqlite3",
+    "ssl",
+    "starlette",
+    "tzdata",
+    "valkey",
+    "zoneinfo",
+}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return {module.split(".")[0] for module in run.stdout.split()}
+
+
+def test_importing_quotalimit_loads_no_framework_no_sdk_and_no_driver() -> None:
+    ours, wrapts = loaded_by("import quotalimit"), loaded_by("import wrapt")
+    assert "quotalimit" in ours
+    assert (ours - wrapts) & HEAVY == set()
+    foreign = ours - wrapts - sys.stdlib_module_names - {"quotalimit"}
+    assert {module for module in foreign if not module.startswith("_")} == set()
