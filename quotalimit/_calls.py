@@ -39,7 +39,7 @@ class Call(Recorder):
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
-    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_written")
+    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_written")
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         super().__init__(enclosing)
@@ -47,6 +47,7 @@ class Call(Recorder):
         self._parts = parts
         self._arguments = arguments
         self._read_from: tuple[object, ...] = ()
+        self._result: object = None
         self._written = 0
         self._cut = False
         self._ends = [None]
@@ -54,26 +55,32 @@ class Call(Recorder):
         """What nested calls, perhaps in other threads, have charged, and where."""
 
     def see(self, item: object) -> None:
-        """Read a result, or an item of a stream."""
-        sources = sources_of(item)
-        known = self.knows(sources)
+        """Read an item of a stream: the usage that it tells, and the text that has arrived."""
         written = weigh_answer(item)
         for part in self._parts:
-            if isinstance(part.layer, TokenLayer):
-                report = part.layer.read(item)
-                if report is not None:
-                    part.fold.add(report, known)
-                    part.untold = -written  # told with this item
-                    self.remember(sources)
-                    self._read_from += sources
             part.untold += written
         self._written += written
+        self._read(item)
+
+    def _read(self, answer: object) -> None:
+        """Read the usage that a result, or an item of a stream, tells."""
+        sources = sources_of(answer)
+        known = self.knows(sources)
+        for part in self._parts:
+            if isinstance(part.layer, TokenLayer):
+                report = part.layer.read(answer)
+                if report is not None:
+                    part.fold.add(report, known)
+                    part.untold = 0
+                    self.remember(sources)
+                    self._read_from += sources
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
         if not self._end():
             return []
-        self.see(result)
+        self._read(result)
+        self._result = result
         return self._settle(None)
 
     def cut(self) -> list[Settlement]:
@@ -175,7 +182,7 @@ class Call(Recorder):
             return 0, "released"
         if layer.reserves:
             return part.reserve, "reserved"
-        estimate = tokens_of(weigh_arguments(self._arguments) + self._written)
+        estimate = tokens_of(weigh_arguments(self._arguments) + self._written + weigh_answer(self._result))
         layer.warn_of_estimate(estimate)
         return estimate, "estimated"
 

@@ -19,11 +19,15 @@ from quotalimit._generators import drive, drive_async, first, first_async, later
 
 _WATCH: Final = "_quotalimit_watch"
 _PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
+_VALUES: Final = frozenset((str, bytes, list, tuple, set, int, float, bool, type(None)))
 _STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
 
 
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
+    if type(result) in _VALUES:
+        call.finish(result)
+        return result
     if inspect.isgenerator(result):
         return first(drive(call, result))
     if inspect.isasyncgen(result):

@@ -7,6 +7,7 @@ a provider, write a function that returns `Usage` or None, and add it to `SHAPES
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from quotalimit.amounts import units_or_none
@@ -15,11 +16,17 @@ from quotalimit.usage import Report, Usage
 Shape: TypeAlias = Callable[[Any], Usage | None]
 
 
-def field(holder: object, *names: str) -> Any:
+@lru_cache(maxsize=1_024)
+def is_mapping(kind: type) -> bool:
+    """Whether objects of a type have items rather than attributes."""
+    return issubclass(kind, Mapping)
+
+
+def field(holder: Any, *names: str) -> Any:
     """The first field of an object, or of a dict, that is there and not None."""
     for name in names:
         try:
-            value = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+            value = holder.get(name) if is_mapping(type(holder)) else getattr(holder, name, None)
         except Exception:  # a property of a foreign object may do anything; what cannot be read is unknown
             value = None
         if value is not None:
@@ -273,7 +280,7 @@ def _sum(*counts: Any) -> Any:
     return -1 if None in known else sum(count or 0 for count in known)
 
 
-def _has(report: object, *names: str) -> bool:
-    if isinstance(report, Mapping):
+def _has(report: Any, *names: str) -> bool:
+    if is_mapping(type(report)):
         return any(name in report for name in names)
     return any(hasattr(report, name) for name in names)
