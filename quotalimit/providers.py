@@ -6,7 +6,7 @@ a provider, write a function that returns `Usage` or None, and add it to `SHAPES
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -17,9 +17,9 @@ Shape: TypeAlias = Callable[[Any], Usage | None]
 
 
 @lru_cache(maxsize=1_024)
-def is_mapping(kind: type) -> bool:
+def is_mapping(kind: Hashable) -> bool:
     """Whether objects of a type have items rather than attributes."""
-    return issubclass(kind, Mapping)
+    return isinstance(kind, type) and issubclass(kind, Mapping)
 
 
 def field(holder: Any, *names: str) -> Any:

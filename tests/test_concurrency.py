@@ -234,6 +234,22 @@ def test_rule_11_of_many_ends_of_one_hold_one_counts() -> None:
         assert 1 <= hold.settlement.charged <= THREADS
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_settlements_after_a_reset_do_nothing(late: bool) -> None:
+    budget = TokenBudget("100/day")
+    hold = budget.reserve("alice", 50)
+    if late:
+        with budget.bound().store._stripe("alice").lock:
+            hold.settle(20)
+        budget.reset("alice")
+    else:
+        budget.reset("alice")
+        hold.settle(20)
+    assert used(budget, "alice") == 0
+    budget.charge("alice", 1)
+    assert used(budget, "alice") == 1
+
+
 def test_resets_that_race_with_settlements_leave_no_hold_and_no_debt() -> None:
     """Later settlements of open holds do nothing after a reset."""
     budget = TokenBudget("1_000_000/day")

@@ -474,14 +474,24 @@ def test_rule_19_a_hold_survives_a_step_back(limit: Algorithm, back: int, used: 
 
 
 @limits
-def test_rule_19_a_hold_of_a_window_that_is_gone_by_a_stepped_back_clock_is_not_given_back(limit: Algorithm) -> None:
-    """The clock steps back a day and runs for two windows: a late refund must not give room in the present one."""
+@pytest.mark.parametrize("strangers", [0, 400])
+@pytest.mark.parametrize("same_window", [False, True])
+def test_rule_19_a_hold_whose_window_is_gone_by_a_stepped_back_clock_is_not_given_back(
+    limit: Algorithm, same_window: bool, strangers: int
+) -> None:
+    """The clock steps back and runs on, maybe into the same window as before, while strangers' calls sweep; a late
+    refund must give no room in the present one."""
     budget = TokenBudget(limit, store=MemoryStore())
+    length = window(limit)
     with time_machine.travel(T0, tick=False) as traveller:
         hold = budget.reserve("alice", 4)
-        traveller.shift(-DAY)
+        traveller.shift(-length if same_window else -2 * DAY)
         budget.peek("alice")
-        traveller.shift(2 * window(limit))
+        passing = length if same_window else 2 * length
+        for number in range(strangers):
+            traveller.shift(passing / strangers)
+            budget.charge(number, 1)
+        traveller.move_to(T0.timestamp() + (0 if same_window else passing - 2 * DAY))
         budget.charge("alice", 3)
         hold.settle(0)
         assert budget.peek("alice").used == 3

@@ -232,7 +232,7 @@ class MemoryCounts:
         if not self._swept_at <= now < self._sweep_at:
             self._sweep(now, _SWEEP)
         state = self._young.get(identity)
-        if state is None and (self._old or self._moving.locked()):
+        if state is None:
             with self._moving:
                 state = self._bring_back(identity)
         return state
@@ -240,7 +240,7 @@ class MemoryCounts:
     def try_load(self, identity: Identity) -> tuple[bool, State]:
         """The same without waiting for a sweep; False if that would be needed."""
         state = self._young.get(identity)
-        if state is not None or not (self._old or self._moving.locked()):
+        if state is not None:
             return True, state
         if not self._moving.acquire(blocking=False):
             return False, None
