@@ -6,7 +6,7 @@ a provider, write a function that returns `Usage` or None, and add it to `SHAPES
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -17,16 +17,16 @@ Shape: TypeAlias = Callable[[Any], Usage | None]
 
 
 @lru_cache(maxsize=1_024)
-def is_mapping(kind: Hashable) -> bool:
+def is_mapping(kind: type) -> bool:
     """Whether objects of a type have items rather than attributes."""
-    return isinstance(kind, type) and issubclass(kind, Mapping)
+    return issubclass(kind, Mapping)
 
 
 def field(holder: Any, *names: str) -> Any:
     """The first field of an object, or of a dict, that is there and not None."""
     for name in names:
         try:
-            value = holder.get(name) if is_mapping(type(holder)) else getattr(holder, name, None)
+            value = holder.get(name) if is_mapping(holder.__class__) else getattr(holder, name, None)
         except Exception:  # a property of a foreign object may do anything; what cannot be read is unknown
             value = None
         if value is not None:
@@ -281,6 +281,6 @@ def _sum(*counts: Any) -> Any:
 
 
 def _has(report: Any, *names: str) -> bool:
-    if is_mapping(type(report)):
+    if is_mapping(report.__class__):
         return any(name in report for name in names)
     return any(hasattr(report, name) for name in names)

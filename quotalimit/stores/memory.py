@@ -310,9 +310,10 @@ def _unlock(stripes: list[Stripe]) -> None:
 def _delay(claim: Claim, state: State, need: int, now: int) -> int:
     """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
     limit = claim.limit
+    cost = claim.cost - min(claim.cost, sum(lender.held for lender in claim.lenders))
     for head_need, due in claim.heads:
         start = max(now, due)
-        after, _ = limit.take(copy(state), claim.before + claim.cost, now)
+        after, _ = limit.take(copy(state), claim.before + cost, now)
         if limit.fits(after, head_need, start):
             wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
             return max(wait, start - now, 1)
