@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
-from quotalimit._layers import Layer, TokenLayer
+from quotalimit._layers import Layer, RateLayer, TokenLayer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
 from quotalimit.decision import Decision, collector
 from quotalimit.errors import LimitExceeded
@@ -26,16 +26,22 @@ class Guard:
 
     def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        self.holds = any(layer.holds for layer in layers)
+        self._fast = FastPath(self.layers[0]) if FastPath.serves(self.layers) else None
         self._answer = compile_questions(function, [q for layer in layers for q in layer.questions.items()])
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Admit a call, or raise `LimitExceeded`. Returns it if something of it is to be settled."""
-        return admit(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
+        answers = self._answer(*args, **kwargs)
+        if self._fast is not None and self._fast.admits(answers[0]):
+            return None
+        return admit(Asked(self.layers, answers, (*args, *kwargs.values())))
 
     async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The twin of `enter`."""
-        return await admit_async(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
+        answers = self._answer(*args, **kwargs)
+        if self._fast is not None and self._fast.admits(answers[0]):
+            return None
+        return await admit_async(Asked(self.layers, answers, (*args, *kwargs.values())))
 
     def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         """Admit a call now, or know how to admit it later if it must wait. Raises `LimitExceeded` if that is no use."""
@@ -43,6 +49,40 @@ class Guard:
         if admit_now(asked):
             return asked.admitted(), None
         return None, partial(admit_async, asked)
+
+
+class FastPath:
+    """The common call, one limit of a fixed cost with nothing to settle, asked without the machinery of the others.
+
+    It only ever admits. Whatever is special about a call, a refusal first of all, is left to the general path.
+    """
+
+    __slots__ = ("_cost", "_limiter")
+
+    def __init__(self, layer: Layer) -> None:
+        assert isinstance(layer, RateLayer)
+        self._limiter = layer.limiter
+        self._cost = layer.fixed_cost or 0
+
+    @staticmethod
+    def serves(layers: Sequence[Layer]) -> bool:
+        """Whether a function's layers are of the common kind."""
+        layer = layers[0]
+        return (
+            len(layers) == 1
+            and isinstance(layer, RateLayer)
+            and not layer.holds
+            and layer.fixed_cost == 1
+            and len(layer.limiter.limits) == 1
+        )
+
+    def admits(self, key: object) -> bool:
+        """Admit a call of this key at once; False, with nothing charged, if the general path is to decide."""
+        binding = self._limiter.binding
+        if binding is None or (type(key) is not str and type(key) is not int) or collector() is not None:
+            return False
+        counts, limit = binding.places[0]
+        return binding.store.admits(counts, key, limit, self._cost)
 
 
 class Turn:

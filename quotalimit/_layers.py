@@ -72,6 +72,11 @@ class RateLayer(Layer):
         self.holds = bool(refund_on)
         self._cost = cost if callable(cost) else whole(cost, "cost")
 
+    @property
+    def fixed_cost(self) -> int | None:
+        """The units of every call, if they are the same for all."""
+        return None if callable(self._cost) else self._cost
+
     def _amount_question(self) -> dict[str, Question]:
         return {"cost": self._cost} if callable(self._cost) else {}
 
@@ -121,9 +126,13 @@ class TokenLayer(Layer):
 
         What a reader raises is logged, and the usage unknown.
         """
-        if self._usage is read_usage:
-            return read_report(result)
-        reading = self._sensible(self._usage, result)
+        try:
+            if self._usage is read_usage:
+                return read_report(result)
+            reading = _known(self._usage(result))
+        except Exception:  # the call has been paid for: its result is not lost because it cannot be read
+            log.exception("%s: %r raised; the usage is unknown", self.limiter.name, self._usage)
+            return None
         return Report(reading) if isinstance(reading, Usage) else reading
 
     def read_failure(self, error: BaseException, *, begun: bool) -> Reading | Verdict:
@@ -149,8 +158,11 @@ class TokenLayer(Layer):
             return reading
         if self._weigh is None:
             return reading.total_tokens
-        weight = self._sensible(self._weigh, reading)
-        return weight if isinstance(weight, int) else None
+        try:
+            return units_or_none(self._weigh(reading))
+        except Exception:
+            log.exception("%s: %r raised; the usage is unknown", self.limiter.name, self._weigh)
+            return None
 
     def warn_of_estimate(self, estimate: int) -> None:
         """Log, once for each function, that usage had to be estimated."""
@@ -162,13 +174,6 @@ class TokenLayer(Layer):
                 self.limiter.name,
                 estimate,
             )
-
-    def _sensible(self, ask: Callable[[Any], object], subject: object) -> Reading | None:
-        try:
-            return _known(ask(subject))
-        except Exception:  # the call has been paid for: its result is not lost because it cannot be read
-            log.exception("%s: %r raised; the usage is unknown", self.limiter.name, ask)
-            return None
 
 
 def _known(outcome: object) -> Reading | None:

@@ -105,7 +105,8 @@ class Limiter:
         self.name: str = name or ", ".join(str(limit.rate) for limit in limits) or "tiers"
         self.origin: str | None = None
         self._own_store = store
-        self._binding: Binding | None = None
+        self.binding: Binding | None = None
+        """The limiter's places on its store, once it has been called."""
 
     @classmethod
     def for_function(
@@ -149,18 +150,18 @@ class Limiter:
 
     def bound(self) -> Binding:
         """The limiter's places on its store, found at its first call."""
-        binding = self._binding
+        binding = self.binding
         if binding is None:
             with _binding:
-                binding = self._binding
+                binding = self.binding
                 if binding is None:
-                    binding = self._binding = Binding(self, self._own_store or follow(self))
+                    binding = self.binding = Binding(self, self._own_store or follow(self))
         return binding
 
     def unbind(self) -> None:
         """Look for the store anew at the next call: the default has changed."""
         with _binding:
-            self._binding = None
+            self.binding = None
 
     def _claims(self, key: Key, units: int) -> list[Claim]:
         """What a call outside of any decorator asks of each limit."""

@@ -55,6 +55,24 @@ class MemoryStore(Store):
         finally:
             _unlock(stripes)
 
+    def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm, cost: int) -> bool:
+        if self.lines:
+            return False
+        stripe = self._stripes[hash(identity) % _STRIPES]
+        with stripe.lock:
+            if stripe.late:
+                stripe.settle()
+            now = clock.now()
+            state = counts.load(identity, now)
+            if state is None:
+                counts.make_room(now, 1)
+            else:
+                state = limit.redate(state, now)
+            if limit.fits(state, cost, now):
+                return False
+            counts.save(identity, limit.take(state, cost, now)[0])
+            return True
+
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         stripes = self._lock(claims)
         try:

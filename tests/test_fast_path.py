@@ -1,0 +1,80 @@
+"""The fast path of the common call decides as the general path does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quotalimit import (
+    CalendarWindow,
+    MemoryStore,
+    RateLimitExceeded,
+    SlidingWindow,
+    TokenBucket,
+    collect_decisions,
+    configure,
+    limiters_of,
+    rate_limited,
+)
+
+LIMITS = [SlidingWindow("4/minute"), CalendarWindow("4/minute"), TokenBucket("4/minute", burst=2)]
+STEPS = st.sampled_from(
+    [0, 0, 1, 5_000_000, 20_000_000, 59_999_999, 60_000_000, 130_000_000, -1, -7_000_000, -3_600_000_000]
+)
+TRACES = st.lists(st.tuples(STEPS, st.sampled_from(["alice", "bob", 7])), max_size=60)
+
+
+@contextmanager
+def at(clock: list[int]) -> Iterator[None]:
+    with mock.patch("quotalimit.clock.now", side_effect=lambda: clock[0]):
+        yield
+
+
+def outcome(ask: Callable[[Any], Any], key: object) -> tuple[Any, ...]:
+    try:
+        ask(key)
+    except RateLimitExceeded as refusal:
+        return (refusal.reason, refusal.retry_after, refusal.used, refusal.reset_at)
+    return ("admitted",)
+
+
+@given(st.sampled_from(LIMITS), TRACES)
+@settings(deadline=None, max_examples=300)
+def test_the_fast_path_decides_as_the_general_path(limit: Any, trace: list[tuple[int, Any]]) -> None:
+    configure(store=MemoryStore())
+    fast, general = (rate_limited(limit, key="user")(lambda user: user) for _ in range(2))
+    clock = [1_700_000_000_000_000]
+    with at(clock):
+        for step, key in trace:
+            clock[0] += step
+            one = outcome(fast, key)
+            with collect_decisions():
+                other = outcome(general, key)
+            assert one == other
+            assert limiters_of(fast)[0].peek(key).used == limiters_of(general)[0].peek(key).used
+
+
+@pytest.mark.parametrize("special", ["collected", "waiting", "uncommon key"])
+def test_what_is_special_is_left_to_the_general_path(special: str, default_store: MemoryStore) -> None:
+    """A call that reports, that may overtake a waiting one, or whose key must be checked, is not the common call."""
+    ask = rate_limited("4/minute", key="user")(lambda user: user)
+    ask("alice")
+    with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
+        ask("alice")
+        assert not acquire.called
+        if special == "collected":
+            with collect_decisions() as seen:
+                ask("alice")
+            assert len(seen) == 1
+        elif special == "waiting":
+            with mock.patch.object(type(default_store.lines), "__bool__", return_value=True):
+                ask("alice")
+        else:
+            ask(("alice", 1))
+        assert acquire.called
