@@ -60,15 +60,15 @@ class Call(Recorder):
         for part in self._parts:
             part.untold += written
         self._written += written
-        self._read(item)
+        self._read(item, streaming=True)
 
-    def _read(self, answer: object) -> None:
+    def _read(self, answer: object, *, streaming: bool = False) -> None:
         """Read the usage that a result, or an item of a stream, tells."""
         sources = sources_of(answer)
         known = self.knows(sources)
         for part in self._parts:
             if isinstance(part.layer, TokenLayer):
-                report = part.layer.read(answer)
+                report = part.layer.read(answer, streaming=streaming)
                 if report is not None:
                     part.fold.add(report, known)
                     part.untold = 0
@@ -161,6 +161,8 @@ class Call(Recorder):
             store.settle(settlements)
             self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]
         self._tell_enclosing(settled)
+        self._arguments, self._result, self._read_from = (), None, ()
+        self.recorded, self._sources = [], {}
         return settled
 
     def _owed(self, charge: Charge, used: int) -> int:

@@ -10,10 +10,10 @@ from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
 from quotalimit._layers import Layer, RateLayer, TokenLayer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
-from quotalimit.decision import Decision, collector
+from quotalimit.decision import Decision, collectors
 from quotalimit.errors import LimitExceeded
 from quotalimit.keys import Key
-from quotalimit.limiters import report
+from quotalimit.limiters import hand_over
 from quotalimit.recording import running
 from quotalimit.stores.base import Answer, Charge, Claim, Store
 
@@ -57,12 +57,11 @@ class FastPath:
     It only ever admits. Whatever is special about a call, a refusal first of all, is left to the general path.
     """
 
-    __slots__ = ("_cost", "_limiter")
+    __slots__ = ("_limiter",)
 
     def __init__(self, layer: Layer) -> None:
         assert isinstance(layer, RateLayer)
         self._limiter = layer.limiter
-        self._cost = layer.fixed_cost or 0
 
     @staticmethod
     def serves(layers: Sequence[Layer]) -> bool:
@@ -72,17 +71,17 @@ class FastPath:
             len(layers) == 1
             and isinstance(layer, RateLayer)
             and not layer.holds
-            and layer.fixed_cost == 1
+            and layer.costs_one
             and len(layer.limiter.limits) == 1
         )
 
     def admits(self, key: object) -> bool:
         """Admit a call of this key at once; False, with nothing charged, if the general path is to decide."""
         binding = self._limiter.binding
-        if binding is None or (type(key) is not str and type(key) is not int) or collector() is not None:
+        if binding is None or (type(key) is not str and type(key) is not int) or collectors():
             return False
         counts, limit = binding.places[0]
-        return binding.store.admits(counts, key, limit, self._cost)
+        return binding.store.admits(counts, key, limit)
 
 
 class Turn:
@@ -114,14 +113,14 @@ class Asked:
         self.turns: list[Turn] = []
         rest = iter(answers)
         for number, layer in enumerate(layers):
-            key, identity, places, need, cost = layer.hear(rest)
+            key, identity, binding, places, need, cost = layer.hear(rest)
             self._keys.append(key)
-            if not places:
-                continue
-            store = layer.limiter.bound().store
-            turn = self._turn(store)
+            store = binding.store
             if layer.holds:
                 self._parts[number] = Part(layer, store, cost)
+            if not places:
+                continue
+            turn = self._turn(store)
             for counts, limit in places:
                 claim = Claim(counts, identity, limit, need, cost, layer.holds)
                 if enclosing is not None and isinstance(layer, TokenLayer):
@@ -163,7 +162,7 @@ class Asked:
 
     def admitted(self) -> Call | None:
         """The call, if something of it is to be settled."""
-        report(self.decisions)
+        hand_over(self.decisions)
         for store, charge in self._provisional:
             store.settle([(charge, charge.held)])
         return Call(self._enclosing, tuple(self._parts.values()), self._arguments) if self._parts else None
@@ -181,7 +180,7 @@ class Asked:
 
     def _refusal(self, turn: Turn, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
-        report(answer.refusals.values())
+        hand_over(answer.refusals.values())
         place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
         number = turn.owners[place]
         violations = tuple(answer.refusals.values())
@@ -190,7 +189,7 @@ class Asked:
 
 def admit(asked: Asked, *, report: bool = False) -> Call | None:
     """Ask every store for its part of a call. Raises `LimitExceeded`, charging nothing, if one refuses."""
-    report = report or collector() is not None
+    report = report or bool(collectors())
     try:
         for turn in asked.turns:
             asked.hear(turn, acquire(turn.store, turn.claims, turn.patience, report))
@@ -202,7 +201,7 @@ def admit(asked: Asked, *, report: bool = False) -> Call | None:
 
 async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
     """The twin of `admit`."""
-    report = report or collector() is not None
+    report = report or bool(collectors())
     try:
         for turn in asked.turns:
             asked.hear(turn, await acquire_async(turn.store, turn.claims, turn.patience, report))
@@ -214,7 +213,7 @@ async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
 
 def admit_now(asked: Asked) -> bool:
     """Ask every store without waiting; False, with nothing charged, if a call must wait and that may help."""
-    report = collector() is not None
+    report = bool(collectors())
     try:
         for turn in asked.turns:
             answer = acquire(turn.store, turn.claims, [0] * len(turn.claims), report)

@@ -12,7 +12,7 @@ from quotalimit.amounts import units_or_none, whole
 from quotalimit.errors import InvalidKey
 from quotalimit.failures import KEEP, Failure, Verdict, read_error
 from quotalimit.keys import Identity, Key, identify
-from quotalimit.limiters import Limiter, Places
+from quotalimit.limiters import Binding, Limiter, Places
 from quotalimit.providers import read_report, read_usage
 from quotalimit.usage import Reading, Report, Usage
 
@@ -38,8 +38,8 @@ class Layer(ABC):
             asked["limit"] = self.limiter.tiers
         return asked | self._amount_question()
 
-    def hear(self, answers: Iterator[Any]) -> tuple[Key, Identity, Places, int, int]:
-        """The answers to the layer's questions: key, identity, limits, units needed and units taken."""
+    def hear(self, answers: Iterator[Any]) -> tuple[Key, Identity, Binding, Places, int, int]:
+        """The answers to the layer's questions: key, identity, store, limits, units needed and units taken."""
         key = next(answers)
         try:
             identity = identify(key)
@@ -47,7 +47,7 @@ class Layer(ABC):
             raise InvalidKey(f"{self.limiter.name}: {error}") from None
         binding = self.limiter.bound()
         places = binding.places if self.limiter.tiers is None else binding.places_for(next(answers))
-        return key, identity, places, *self._amount(answers)
+        return key, identity, binding, places, *self._amount(answers)
 
     @abstractmethod
     def _amount_question(self) -> dict[str, Question]: ...
@@ -73,9 +73,9 @@ class RateLayer(Layer):
         self._cost = cost if callable(cost) else whole(cost, "cost")
 
     @property
-    def fixed_cost(self) -> int | None:
-        """The units of every call, if they are the same for all."""
-        return None if callable(self._cost) else self._cost
+    def costs_one(self) -> bool:
+        """Whether every call costs one unit."""
+        return self._cost == 1
 
     def _amount_question(self) -> dict[str, Question]:
         return {"cost": self._cost} if callable(self._cost) else {}
@@ -121,14 +121,14 @@ class TokenLayer(Layer):
         """Whether the layer holds what a call is expected to use."""
         return self._reserve is not None
 
-    def read(self, result: object) -> Report | int | None:
+    def read(self, result: object, *, streaming: bool = False) -> Report | int | None:
         """The usage that a result, or an item of a stream, reports to the caller's own reader, or to ours.
 
         What a reader raises is logged, and the usage unknown.
         """
         try:
             if self._usage is read_usage:
-                return read_report(result)
+                return read_report(result, streaming=streaming)
             reading = _known(self._usage(result))
         except Exception:  # the call has been paid for: its result is not lost because it cannot be read
             log.exception("%s: %r raised; the usage is unknown", self.limiter.name, self._usage)

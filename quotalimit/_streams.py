@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from functools import partial
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize, ref
 
 from quotalimit._calls import Call
 from quotalimit._generators import drive, drive_async, first, first_async, later
@@ -20,6 +20,7 @@ from quotalimit._generators import drive, drive_async, first, first_async, later
 _WATCH: Final = "_quotalimit_watch"
 _PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
 _VALUES: Final = frozenset((str, bytes, list, tuple, set, int, float, bool, type(None)))
+_MORE_THAN_AWAITABLE: Final = ("__aenter__", "__aiter__")
 _STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
 
 
@@ -34,20 +35,28 @@ def deliver(call: Call, result: Any) -> Any:
         return first_async(drive_async(None, call, result))
     if hasattr(type(result), "add_done_callback"):
         result.add_done_callback(partial(_done, call))
+        try:
+            finalize(result, call.cut).atexit = False
+        except TypeError:  # it knows no weak references
+            pass
         return result
-    if inspect.isawaitable(result):
+    if inspect.isawaitable(result) and not any(hasattr(type(result), name) for name in _MORE_THAN_AWAITABLE):
         return later(call, result, deliver)
     if _is_stream(result):
         if watch(call, result):
             return result
         if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
-            return first(drive(call, (item for item in result)))
+            return first(drive(call, _each(result)))
     if type(result) is dict:  # Bedrock: the stream is inside the response
         for name in _STREAM_FIELDS:
             if _is_stream(result.get(name)) and watch(call, result[name]):
                 return result
     call.finish(result)
     return result
+
+
+def _each(items: Any) -> Generator[Any]:
+    yield from items
 
 
 def _done(call: Call, future: Any) -> None:
@@ -57,27 +66,34 @@ def _done(call: Call, future: Any) -> None:
     except BaseException as error:
         call.fail(error)
     else:
-        deliver(call, result)
+        if not (_is_stream(result) and watch(call, result)):  # it cannot be replaced: others hold the future
+            call.finish(result)
 
 
 def watch(call: Call, stream: Any) -> bool:
     """Watch a stream, or what yields one when it is entered, for a call. False if its class does not let us."""
-    kind = type(stream)
-    try:
-        stream.__class__ = _watched(kind)
-        setattr(stream, _WATCH, Watch(call, stream))
-    except (TypeError, AttributeError):
+    fields = getattr(stream, "__dict__", None)
+    if not isinstance(fields, dict):
         return False
+    known = fields.get(_WATCH)
+    if known is not None and known.owns(stream):  # by a nested call, which settles first
+        known.calls = [*(other for other in known.calls if not other.finished), call]
+        return True
+    try:
+        object.__setattr__(stream, "__class__", _watched(type(stream)))
+    except Exception:  # a foreign class may refuse in its own way
+        return False
+    fields[_WATCH] = Watch(call, stream)
     return True
 
 
 class Watch:
-    """Tells a call what happens to its stream."""
+    """Tells the calls that return a stream, the innermost first, what happens to it."""
 
-    __slots__ = ("_owner", "begun", "call")
+    __slots__ = ("_owner", "begun", "calls")
 
     def __init__(self, call: Call, stream: object) -> None:
-        self.call = call
+        self.calls = [call]
         self.begun = _iterates(type(stream))
         """Whether the request has been made: what yields a stream when it is entered makes it then."""
         self._owner = id(stream)
@@ -88,15 +104,28 @@ class Watch:
 
     def leave(self) -> None:
         """The stream was left: closed, exited or dropped."""
-        if self.begun:
-            self.call.cut()
-        else:
-            self.call.release()
+        for call in self.calls:
+            if self.begun:
+                call.cut()
+            else:
+                call.release()
+
+    def see(self, item: object) -> None:
+        for call in self.calls:
+            call.see(item)
+
+    def finish(self) -> None:
+        for call in self.calls:
+            call.finish()
+
+    def fail(self, error: BaseException) -> None:
+        for call in self.calls:
+            call.fail(error)
 
 
 def _is_stream(result: object) -> bool:
     kind = type(result)
-    if isinstance(result, _PLAIN):
+    if isinstance(result, _PLAIN) or any(base.__module__ == "unittest.mock" for base in kind.__mro__):
         return False
     if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
         return True
@@ -109,15 +138,19 @@ def _iterates(kind: type) -> bool:
 
 def _watched(kind: type) -> type:
     """The subclass of a stream's class that is watched."""
-    known = _classes.get(kind)
+    if kind.__dict__.get("__del__") is _delete:  # a copy of a watched stream
+        return kind
+    reference = _classes.get(kind)
+    known = None if reference is None else reference()
     if known is None:
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": (), "__del__": _delete}
         hooks = {name: hook(getattr(kind, name), kind) for name, hook in _HOOKS.items() if hasattr(kind, name)}
-        known = _classes[kind] = type(kind.__name__, (kind,), names | {n: h for n, h in hooks.items() if h is not None})
+        known = type(kind.__name__, (kind,), names | {n: h for n, h in hooks.items() if h is not None})
+        _classes[kind] = ref(known)
     return known
 
 
-_classes: Final[WeakKeyDictionary[type, type]] = WeakKeyDictionary()
+_classes: Final[WeakKeyDictionary[type, ref[type]]] = WeakKeyDictionary()
 
 
 def _of(stream: object) -> Watch:
@@ -133,7 +166,7 @@ def _delete(self: Any) -> None:
 
 def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     def __next__(self: Any) -> Any:  # noqa: N807
-        call = _of(self).call
+        call = _of(self)
         try:
             item = base(self)
         except StopIteration:
@@ -150,7 +183,7 @@ def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
 
 def _anext(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     async def __anext__(self: Any) -> Any:  # noqa: N807
-        call = _of(self).call
+        call = _of(self)
         try:
             item = await base(self)
         except StopAsyncIteration:
@@ -171,7 +204,7 @@ def _iter(base: Callable[..., Any], kind: type) -> Callable[..., Any] | None:
         return _iter_by_next if inspect.isgeneratorfunction(base) else None
 
     def __iter__(self: Any) -> Iterator[Any]:  # noqa: N807
-        return drive_stream(_of(self).call, base(self))
+        return drive_stream(_of(self), base(self))
 
     return __iter__
 
@@ -198,14 +231,14 @@ async def _aiter_by_anext(self: Any) -> AsyncIterator[Any]:
         yield item
 
 
-def drive_stream(call: Call, items: Iterator[Any]) -> Iterator[Any]:
+def drive_stream(call: Watch, items: Iterator[Any]) -> Iterator[Any]:
     """The items of a stream that is iterable but no iterator."""
     try:
         for item in items:
             call.see(item)
             yield item
     except GeneratorExit:
-        call.cut()
+        call.leave()
         raise
     except BaseException as error:
         call.fail(error)
@@ -242,8 +275,8 @@ def _enter(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
         return enter_async
 
     def enter(self: Any) -> Any:
-        call = _of(self).call
-        _of(self).begun = True
+        call = _of(self)
+        call.begun = True
         try:
             stream = base(self)
         except BaseException as error:
@@ -259,13 +292,14 @@ async def _tried(manager: Any, base: Callable[..., Any]) -> Any:
     try:
         return await base(manager)
     except BaseException as error:
-        _of(manager).call.fail(error)
+        _of(manager).fail(error)
         raise
 
 
 def _entered(manager: Any, stream: Any) -> Any:
     if stream is not manager:
-        watch(_of(manager).call, stream)
+        for call in _of(manager).calls:
+            watch(call, stream)
     return stream
 
 

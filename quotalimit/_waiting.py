@@ -29,6 +29,11 @@ Place: TypeAlias = Hashable
 class Bell(Protocol):
     """Wakes one waiting call, from any thread, also before it sleeps and from a finalizer."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether the call can still be woken."""
+        ...
+
     def ring(self) -> None: ...
 
 
@@ -76,19 +81,34 @@ class Lines:
     def leave(self, waiter: Waiter) -> None:
         """Take a call out of its lines, and wake those that now stand at a head."""
         with self._lock:
-            for place, need in waiter.needs.items():
-                line = self._lines[place]
-                line.waiters.remove(waiter)
-                line.need -= need
-                if line.waiters:
-                    line.waiters[0].bell.ring()
-                else:
-                    del self._lines[place]
+            self._remove(waiter)
 
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
         with self._lock:
-            return all(self._lines[place].waiters[0] is waiter for place in waiter.needs)
+            return all(self._head(self._lines[place]) is waiter for place in waiter.needs)
+
+    def _head(self, line: Line) -> Waiter | None:
+        """The first call of a line that can still be woken; those before it are taken out of their lines."""
+        while line.waiters:
+            head = line.waiters[0]
+            if head.bell.alive:
+                return head
+            self._remove(head)
+        return None
+
+    def _remove(self, waiter: Waiter) -> None:
+        for place, need in waiter.needs.items():
+            line = self._lines.get(place, Line())
+            try:
+                line.waiters.remove(waiter)
+            except ValueError:  # it was taken out as dead
+                continue
+            line.need -= need
+            if line.waiters:
+                line.waiters[0].bell.ring()
+            else:
+                del self._lines[place]
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
@@ -105,7 +125,7 @@ class Lines:
             for claim in claims:
                 place = (claim.counts, claim.identity)
                 line = self._lines.get(place)
-                head = line.waiters[0] if line is not None else None
+                head = None if line is None else self._head(line)
                 if line is None or head is None or head is waiter:
                     claim.heads, claim.ahead = (), 0
                     continue
@@ -199,6 +219,10 @@ class ThreadBell:
         self._silent = threading.Lock()
         self._silent.acquire()
 
+    @property
+    def alive(self) -> bool:
+        return True
+
     def ring(self) -> None:
         try:
             self._silent.release()
@@ -220,10 +244,14 @@ class TaskBell:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
+    @property
+    def alive(self) -> bool:
+        return not self._loop.is_closed()
+
     def ring(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:  # the loop is closed, and with it the task is gone
+        except RuntimeError:  # the loop is closed: the line is told by `alive`
             pass
 
     async def wait(self, seconds: float) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from pickle import PicklingError
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -34,7 +35,12 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
         self._self_guard = guard
 
     def __reduce__(self) -> str:
-        return self.__qualname__
+        name = getattr(self, "__qualname__", None)
+        if not isinstance(name, str):
+            raise PicklingError(
+                f"a decorated {type(self.__wrapped__).__name__} has no name to be found by: decorate a function"
+            )
+        return name
 
     def __reduce_ex__(self, _protocol: object) -> str:
         return self.__reduce__()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Final, SupportsIndex
+from numbers import Integral
+from operator import index
+from typing import Final
 
 MAX_UNITS: Final = 2**53 - 1
 """The most units of one call: what every store can count in exactly."""
@@ -26,8 +28,11 @@ def units_or_none(value: object) -> int | None:
             if not math.isfinite(value):
                 return None
             value = math.ceil(value) if value >= 0 else -1
-        elif isinstance(value, SupportsIndex):
-            value = value.__index__()
+        elif isinstance(value, Integral):  # numpy's too; a mock that can be an index is no number
+            try:
+                value = index(value)
+            except Exception:
+                return None
         else:
             return None
     return value if 0 <= value <= MAX_UNITS else None

@@ -121,7 +121,7 @@ def slowest(decisions: Iterable[Decision]) -> Decision:
     return max(decisions, key=lambda decision: (decision.patience, -decision.remaining))
 
 
-_seen: Final[ContextVar[list[Decision] | None]] = ContextVar("quotalimit_seen", default=None)
+_seen: Final[ContextVar[tuple[list[Decision], ...]]] = ContextVar("quotalimit_seen", default=())
 
 
 @contextmanager
@@ -131,13 +131,16 @@ def collect_decisions() -> Generator[list[Decision]]:
     Tasks started inside, and threads that copy the context (`asyncio.to_thread`), add to the same list.
     """
     seen: list[Decision] = []
-    token = _seen.set(seen)
+    token = _seen.set((*_seen.get(), seen))
     try:
         yield seen
     finally:
-        _seen.reset(token)
+        try:
+            _seen.reset(token)
+        except ValueError:  # left in another context than it was entered in, as a framework may do
+            pass
 
 
-def collector() -> list[Decision] | None:
-    """The list of the innermost `collect_decisions` block, if there is one."""
+def collectors() -> tuple[list[Decision], ...]:
+    """The lists of the `collect_decisions` blocks that are open."""
     return _seen.get()

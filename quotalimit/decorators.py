@@ -121,12 +121,14 @@ def _decorator(
 
         def layer_of(target: Callable[..., Any], inner: Sequence[Layer]) -> Layer:
             limiter = make_limiter()
+            others = [layer.limiter for layer in inner] + list(limiters_of(target))
             if limiter not in limits:
-                origin = f"{_text(target, '__module__')}:{_text(target, '__qualname__')}"
-                limiter.adopt(_default_name(origin, key, inner), origin)
-            for other in (layer.limiter for layer in inner):
-                if limiter.named and other.named and limiter.name == other.name and limiter.terms != other.terms:
-                    raise InvalidLimit(f"two layers of one function are called {name!r}: give one of them another name")
+                origin = _origin(target)
+                limiter.adopt(_default_name(origin, key, others), origin if hasattr(target, "__qualname__") else None)
+            if any(limiter.contradicts(other) for other in others):
+                raise InvalidLimit(
+                    f"two layers of one function are called {limiter.name!r}: give one of them another name"
+                )
             return make_layer(limiter)
 
         return cast(F, _wrapping.wrap(function, layer_of))
@@ -160,11 +162,17 @@ def _limiter_maker(
     return lambda: kind.for_function(algorithms, None, name, store)
 
 
-def _default_name(origin: str, key: KeyFunction, inner: Sequence[Layer]) -> str:
+def _origin(target: Callable[..., Any]) -> str:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return f"{_text(target, '__module__')}:{_text(target, '__qualname__')}"
+
+
+def _default_name(origin: str, key: KeyFunction, others: Sequence[Limiter]) -> str:
     """`module:qualname:key`, with `#n` from the innermost where that repeats."""
     title = key if isinstance(key, str) else getattr(key, "__name__", type(key).__name__)
     base = f"{origin}:{title}"
-    taken = sum(layer.limiter.name.partition("#")[0] == base for layer in inner)
+    taken = sum(other.name.partition("#")[0] == base for other in others)
     return f"{base}#{taken + 1}" if taken else base
 
 

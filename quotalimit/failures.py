@@ -37,6 +37,8 @@ def read_error(error: BaseException) -> Usage | Verdict:
         return usage
     if isinstance(error, LimitExceeded):
         return RELEASE
+    if isinstance(error, BaseExceptionGroup):  # of a TaskGroup
+        return KEEP if any(read_error(one) is not RELEASE for one in error.exceptions) else RELEASE
     if isinstance(error, TimeoutError) or not isinstance(error, Exception):
         return KEEP
     return KEEP if any("Timeout" in kind.__name__ for kind in type(error).__mro__) else RELEASE

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable
 from enum import Enum
 from hashlib import blake2b
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import UUID
 
 from quotalimit.errors import InvalidKey
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 Part: TypeAlias = str | int | bytes | UUID | Enum
 Key: TypeAlias = Part | tuple[Part, ...]
@@ -72,7 +75,7 @@ def _part(part: object) -> bytes:
     if isinstance(part, UUID):
         return b"u" + part.bytes
     raise InvalidKey(
-        f"a key must be a str, int, bytes, UUID, enum member or a tuple of these, not {_named(part)}: "
+        f"a key must be a str, int, bytes, UUID, enum member or a flat tuple of these, not {_named(part)}: "
         "two people must never share a count by accident"
     )
 
@@ -87,7 +90,7 @@ def everyone(*_args: Any, **_kwargs: Any) -> str:
     return "everyone"
 
 
-def ip_key(address: str) -> str:
+def ip_key(address: str | IPv4Address | IPv6Address) -> str:
     """The identity of an IP address: IPv4 as it is, IPv6 by its /64 network, IPv4-mapped IPv6 as IPv4.
 
     One subscriber usually holds a whole IPv6 /64 (RFC 6177), and could otherwise change address at each call.
@@ -96,7 +99,7 @@ def ip_key(address: str) -> str:
     from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
     try:
-        parsed = ip_address(address) if isinstance(address, str) else None
+        parsed = ip_address(str(address)) if isinstance(address, (str, IPv4Address, IPv6Address)) else None
     except ValueError:
         parsed = None
     if isinstance(parsed, IPv6Address):
@@ -105,4 +108,6 @@ def ip_key(address: str) -> str:
         return str(parsed)
     if isinstance(parsed, IPv6Address):
         return str(IPv6Network((int(parsed), 64), strict=False))
-    raise InvalidKey(f"not an IP address: a {type(address).__qualname__} that ipaddress.ip_address cannot read")
+    raise InvalidKey(
+        f"not an IP address: a {type(address).__qualname__} that cannot be read as one; give text like '192.0.2.1'"
+    )

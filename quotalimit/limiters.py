@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from quotalimit._waiting import FOREVER, acquire, acquire_async
 from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
-from quotalimit.decision import Decision, collector, slowest
+from quotalimit.decision import Decision, collectors, slowest
 from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
 from quotalimit.keys import Key, identify
 from quotalimit.rate import SECOND, Rate
@@ -117,11 +117,16 @@ class Limiter:
         limiter._set_up(tuple(map(cls.read_limit, limits)), tiers, name, store)
         return limiter
 
-    def adopt(self, name: str, origin: str) -> None:
+    def contradicts(self, other: Limiter) -> bool:
+        """Whether two limiters have one name on one store, but not one meaning."""
+        one_name = self.named and other.named and self.name == other.name and self._own_store is other._own_store
+        return one_name and self.terms != other.terms
+
+    def adopt(self, name: str, origin: str | None) -> None:
         """Take the default name and the origin that the decorated function gives."""
         if not self.named:
             self.name = name
-        self.origin = None if "<lambda>" in origin else origin
+        self.origin = None if origin is None or "<lambda>" in origin else origin
         if self._own_store is not None:
             self.bound()
 
@@ -163,7 +168,7 @@ class Limiter:
         with _binding:
             self.binding = None
 
-    def _claims(self, key: Key, units: int) -> list[Claim]:
+    def _claims(self, key: Key, need: int, cost: int) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
         if self.tiers is not None:
             raise InvalidLimit(
@@ -171,7 +176,8 @@ class Limiter:
                 "so it can be asked only through that function"
             )
         identity = identify(key)
-        return [Claim(counts, identity, limit, units, units, False) for counts, limit in self.bound().places]
+        binding = self.bound()
+        return binding.store, [Claim(counts, identity, limit, need, cost, False) for counts, limit in binding.places]
 
     def refusal(self, key: Key, answer: Answer) -> LimitExceeded:
         """The exception for a refused call of one limiter."""
@@ -180,8 +186,8 @@ class Limiter:
 
     def peek(self, key: Key) -> Decision:
         """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
-        claims = self._claims(key, 1)
-        return slowest(self.bound().store.peek(claims))
+        store, claims = self._claims(key, 1, 0)
+        return slowest(store.peek(claims))
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
@@ -198,16 +204,15 @@ class Limiter:
         self.reset(key)
 
     def _acquire(self, key: Key, units: int, wait: float) -> Decision:
-        claims = self._claims(key, units)
-        return self._answered(key, acquire(self.bound().store, claims, [patience_of(wait)] * len(claims), True))
+        store, claims = self._claims(key, units, units)
+        return self._answered(key, acquire(store, claims, [patience_of(wait)] * len(claims), True))
 
     async def _acquire_async(self, key: Key, units: int, wait: float) -> Decision:
-        claims = self._claims(key, units)
-        patience = [patience_of(wait)] * len(claims)
-        return self._answered(key, await acquire_async(self.bound().store, claims, patience, True))
+        store, claims = self._claims(key, units, units)
+        return self._answered(key, await acquire_async(store, claims, [patience_of(wait)] * len(claims), True))
 
     def _answered(self, key: Key, answer: Answer) -> Decision:
-        report(list(answer.refusals.values()) or answer.decisions)
+        hand_over(list(answer.refusals.values()) or answer.decisions)
         if answer.refusals:
             raise self.refusal(key, answer)
         return slowest(answer.decisions)
@@ -264,6 +269,7 @@ class TokenBudget(Limiter):
     def charge(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:
         """Check and deduct tokens, waiting for room for at most `wait` seconds.
 
+        It is a charge of its own, beside those of the calls that it is made in, and draws on none of their holds.
         Raises `TokenBudgetExceeded`, charging nothing, where they are more than what is left.
         """
         return self._acquire(key, whole(tokens, "tokens"), wait)
@@ -296,8 +302,8 @@ def patience_of(wait: float) -> int:
     return FOREVER if wait * SECOND >= FOREVER else round(wait * SECOND)
 
 
-def report(decisions: Iterable[Decision]) -> None:
-    """Hand decisions to the `collect_decisions` block that is open, if one is."""
-    seen = collector()
-    if seen is not None:
+def hand_over(decisions: Iterable[Decision]) -> None:
+    """Hand decisions to the `collect_decisions` blocks that are open."""
+    decisions = list(decisions)
+    for seen in collectors():
         seen.extend(decisions)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
-from quotalimit.amounts import units_or_none
+from quotalimit.amounts import MAX_UNITS, units_or_none
 from quotalimit.usage import Report, Usage
 
 Shape: TypeAlias = Callable[[Any], Usage | None]
@@ -47,25 +47,27 @@ def openai(report: object) -> Usage | None:
     return _usage(
         read,
         written,
-        cache_read=field(details_in, "cached_tokens", "cachedTokens"),
-        cache_write=field(details_in, "cache_write_tokens", "cacheWriteTokens"),
+        cache_read=_either(details_in, ("cached_tokens", "cachedTokens"), report, "cache_read_input_tokens"),
+        cache_write=_either(
+            details_in, ("cache_write_tokens", "cacheWriteTokens"), report, "cache_creation_input_tokens"
+        ),
         reasoning=field(details_out, "reasoning_tokens", "reasoningTokens"),
         total=field(report, "total_tokens", "totalTokens"),
     )
 
 
 def anthropic(report: object) -> Usage | None:
-    """Anthropic: input excludes what went through caches. Compaction is listed in `iterations` alone."""
+    """Anthropic: input excludes what went through caches. Compaction and advice are listed in `iterations` alone."""
     caches = ("cache_creation_input_tokens", "cache_read_input_tokens", "server_tool_use", "cache_creation")
     if field(report, "input_tokens", "output_tokens") is None or not _has(report, *caches):
         return None
-    usage = _anthropic_counts(report)
     iterations = field(report, "iterations")
-    for iteration in iterations if isinstance(iterations, (list, tuple)) else ():
-        if field(iteration, "type") == "compaction":
-            more = _anthropic_counts(iteration)
-            usage += more
-    return usage
+    beside = [
+        _anthropic_counts(iteration)
+        for iteration in (iterations if isinstance(iterations, (list, tuple)) else ())
+        if field(iteration, "type") in ("compaction", "advisor_message")
+    ]
+    return _together(_anthropic_counts(report), *beside)
 
 
 def _anthropic_counts(report: object) -> Usage:
@@ -142,15 +144,12 @@ def openai_responses(report: object) -> Usage | None:
     if field(report, "input_tokens", "output_tokens", "total_tokens") is None:
         return None
     details_in, details_out = field(report, "input_tokens_details"), field(report, "output_tokens_details")
-    cache_read = field(details_in, "cached_tokens")
-    cache_write = field(details_in, "cache_write_tokens")
-    reasoning = field(details_out, "reasoning_tokens")
     return _usage(
         field(report, "input_tokens"),
         field(report, "output_tokens"),
-        cache_read=field(report, "cache_read_tokens") if cache_read is None else cache_read,
-        cache_write=field(report, "cache_write_tokens") if cache_write is None else cache_write,
-        reasoning=field(report, "output_reasoning_tokens") if reasoning is None else reasoning,
+        cache_read=_either(details_in, ("cached_tokens",), report, "cache_read_tokens"),
+        cache_write=_either(details_in, ("cache_write_tokens",), report, "cache_write_tokens"),
+        reasoning=_either(details_out, ("reasoning_tokens", "thinking_tokens"), report, "output_reasoning_tokens"),
         total=field(report, "total_tokens"),
     )
 
@@ -163,6 +162,12 @@ def ollama(report: object) -> Usage | None:
 
 SHAPES: Final[tuple[Shape, ...]] = (openai, anthropic, bedrock, gemini, cohere, langchain, openai_responses)
 """The shapes of a usage report, tried in order: those with fields of their own before those that share them."""
+
+REPORTS: Final = ("usage", "usage_metadata", "usageMetadata", "meta")
+"""What a response calls its usage report."""
+
+_RUNNING: Final[tuple[Shape, ...]] = (anthropic, gemini)
+"""The shapes whose reports in a stream are running totals though they may not say of which response."""
 
 _HOLDERS: Final = (
     (),  # a response; the last chunk of OpenAI's chat; Anthropic's message_delta
@@ -191,7 +196,7 @@ def read_usage(result: object) -> Usage | None:
     return None if report is None else report.usage
 
 
-def read_report(result: object) -> Report | None:
+def read_report(result: object, *, streaming: bool = False) -> Report | None:
     """The usage that a response or an item of a stream reports, and how it goes with the rest of its stream."""
     if isinstance(result, Usage):
         return Report(result) if result.is_known else None
@@ -201,25 +206,36 @@ def read_report(result: object) -> Report | None:
         holder = field(result, *path) if path else result
         if holder is None or isinstance(holder, (str, bytes, int, float)):
             continue
-        usage = _usage_held(holder)
-        if usage is not None and usage.is_known:
-            response = field(holder, "id", "response_id", "responseId")
-            adds = isinstance(field(holder, "usage_metadata"), dict)  # LangChain's: chunks add up
-            return Report(usage, response if isinstance(response, str) else None, adds)
-    return None
+        report = field(holder, *REPORTS)
+        found = _shaped(holder if report is None else report, (ollama,) if report is None else SHAPES)
+        if found is None:
+            continue
+        usage, shape = found
+        images = field(field(holder, "tool_usage"), "image_gen")  # hosted tools are counted beside the model
+        if images is not None:
+            usage = _together(usage, openai_responses(images) or Usage())
+        if not usage.is_known:
+            return None
+        if not streaming:
+            usage = _together(*[usage] * _hidden_calls(holder))
+        response = field(holder, "id", "response_id", "responseId")
+        response = response if isinstance(response, str) else None
+        chunk = shape is langchain or (shape is openai_responses and field(holder, "usage_metadata") is not None)
+        running = shape in _RUNNING or field(result, "type") == "message_delta"  # Anthropic's, off the wire
+        return Report(usage, response, adds=chunk or (response is None and not running))
+    found = _shaped(result, SHAPES)  # the usage of a response by itself
+    return Report(found[0], adds=True) if found is not None and found[0].is_known else None
 
 
-def _usage_held(holder: object) -> Usage | None:
-    report = field(holder, "usage", "usage_metadata", "usageMetadata", "meta")
+def _shaped(report: object, shapes: tuple[Shape, ...]) -> tuple[Usage, Shape | None] | None:
+    """A report's usage and the first shape that it has; None if it has none."""
     if isinstance(report, Usage):
-        return report if report.is_known else None
-    if report is None:
-        return ollama(holder)
-    usage = next((usage for usage in (shape(report) for shape in SHAPES) if usage is not None), _NONSENSE)
-    if not usage.is_known or _is_default(report):
-        return None
-    images = openai_responses(field(field(holder, "tool_usage"), "image_gen"))  # hosted tools, counted beside
-    return _times(usage, _hidden_calls(holder)) if images is None else usage + images
+        return report, None
+    for shape in shapes:
+        usage = shape(report)
+        if usage is not None:
+            return (_NONSENSE if _is_default(report, usage) else usage), shape
+    return None
 
 
 def _hidden_calls(response: object) -> int:
@@ -230,17 +246,23 @@ def _hidden_calls(response: object) -> int:
     calls = 1
     history = field(response, "automatic_function_calling_history")
     for content in reversed(history if isinstance(history, list) else []):
-        parts = field(content, "parts") or []
+        parts = field(content, "parts")
         if field(content, "role") == "model":
             calls += 1
-        elif not any(field(part, "function_response") is not None for part in parts):
+        elif not any(
+            field(part, "function_response", "functionResponse") is not None
+            for part in (parts if isinstance(parts, (list, tuple)) else ())
+        ):
             break  # the prompt: what is before it was billed with earlier responses
     return calls
 
 
-def _times(usage: Usage, calls: int) -> Usage:
-    total = usage
-    for _ in range(calls - 1):
+def _together(*usages: Usage) -> Usage:
+    """The sum of usages; nonsense if one of them is."""
+    total = Usage()
+    for usage in usages:
+        if not usage.is_known:
+            return _NONSENSE
         total += usage
     return total
 
@@ -263,13 +285,21 @@ def _usage(
         counts.append(units)
     usage = Usage(*counts)
     tokens_in, _, from_cache, to_cache, _, _ = counts
-    return _NONSENSE if from_cache + to_cache > tokens_in else usage
+    return _NONSENSE if from_cache + to_cache > tokens_in or usage.total_tokens > MAX_UNITS else usage
 
 
-def _is_default(report: object) -> bool:
-    """Whether no count was on the wire: Mistral's SDK fills in zeros."""
-    told = getattr(report, "model_fields_set", None)
-    return isinstance(told, set) and not told
+def _is_default(report: object, usage: Usage) -> bool:
+    """Whether no count was on the wire: Mistral's SDK fills in zeros then, and so does pydantic-ai for its requests."""
+    if usage.total_tokens:
+        return False
+    told = field(report, "model_fields_set")
+    return (isinstance(told, set) and not told) or bool(units_or_none(field(report, "requests")))
+
+
+def _either(details: object, names: tuple[str, ...], report: object, name: str) -> Any:
+    """A count from the details, or from the report itself."""
+    count = field(details, *names)
+    return field(report, name) if count is None else count
 
 
 def _sum(*counts: Any) -> Any:
@@ -281,6 +311,9 @@ def _sum(*counts: Any) -> Any:
 
 
 def _has(report: Any, *names: str) -> bool:
-    if is_mapping(report.__class__):
-        return any(name in report for name in names)
-    return any(hasattr(report, name) for name in names)
+    try:
+        if is_mapping(report.__class__):
+            return any(name in report for name in names)
+        return any(hasattr(report, name) for name in names)
+    except Exception:
+        return False

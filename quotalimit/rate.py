@@ -23,7 +23,7 @@ UNITS: Final[dict[str, int | None]] = {
 """The length of each unit in microseconds; None where it depends on the calendar."""
 
 MAX_AMOUNT: Final = 2**53 - 1
-"""The largest amount and the longest period: what every store can count in exactly."""
+"""The largest amount, and the longest period in microseconds: what every store can count in exactly."""
 
 _ABBREVIATIONS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
 _SUFFIXES: Final = {"k": 1_000, "K": 1_000, "M": 1_000_000}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar, Token
+from numbers import Real
 from typing import Final
 
 from quotalimit.amounts import units_or_none
-from quotalimit.providers import field, read_usage
+from quotalimit.providers import REPORTS, field, read_usage
 from quotalimit.usage import Reading
 
 
@@ -78,7 +79,7 @@ def record_usage(response: object) -> bool:
         return False
     reading = to_reading(response)
     if reading is None:
-        if isinstance(response, (bool, int, float)):
+        if isinstance(response, Real):
             raise ValueError(f"usage must be a number of at least 0, not {response!r}")
         return False
     recorder.record(reading, sources_of(response))
@@ -87,12 +88,12 @@ def record_usage(response: object) -> bool:
 
 def to_reading(response: object) -> Reading | None:
     """What a response, a `Usage` or a number says was used; None if it says nothing that makes sense."""
-    return units_or_none(response) if isinstance(response, (bool, int, float)) else read_usage(response)
+    return units_or_none(response) if isinstance(response, Real) else read_usage(response)
 
 
 def sources_of(result: object) -> tuple[object, ...]:
     """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
     if result is None or isinstance(result, (str, bytes, int, float)):
         return ()
-    reported = field(result, "usage")
+    reported = field(result, *REPORTS)
     return (result,) if reported is None or isinstance(reported, (int, float)) else (result, reported)

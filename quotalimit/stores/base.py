@@ -99,8 +99,8 @@ class Store(ABC):
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """Take all claims, or none of them. `not_before` is a time known to have come though the clock stands still."""
 
-    def admits(self, counts: Counts, identity: Identity, limit: Algorithm, cost: int) -> bool:
-        """Take one claim that holds nothing, if it fits and nobody waits; False leaves it to `acquire`.
+    def admits(self, counts: Counts, identity: Identity, limit: Algorithm) -> bool:
+        """Take one unit that nothing holds, if it fits and nobody waits; False leaves it to `acquire`.
 
         It decides as `acquire` does. A store that has no faster way than `acquire` need not have this.
         """

@@ -55,7 +55,7 @@ class MemoryStore(Store):
         finally:
             _unlock(stripes)
 
-    def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm, cost: int) -> bool:
+    def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm) -> bool:
         if self.lines:
             return False
         stripe = self._stripes[hash(identity) % _STRIPES]
@@ -68,9 +68,9 @@ class MemoryStore(Store):
                 counts.make_room(now, 1)
             else:
                 state = limit.redate(state, now)
-            if limit.fits(state, cost, now):
+            if limit.fits(state, 1, now):
                 return False
-            counts.save(identity, limit.take(state, cost, now)[0])
+            counts.save(identity, limit.take(state, 1, now)[0])
             return True
 
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
@@ -216,11 +216,11 @@ class MemoryCounts:
     """
 
     __slots__ = (
-        "_limits",
         "_max_keys",
         "_moving",
         "_old",
         "_retire_at",
+        "_slowest",
         "_sweep_at",
         "_swept_at",
         "_young",
@@ -231,7 +231,7 @@ class MemoryCounts:
     def __init__(self, name: str, max_keys: int) -> None:
         self.name = name
         self.open: dict[Identity, set[Charge]] = {}
-        self._limits: tuple[Algorithm, ...] = ()
+        self._slowest: Algorithm | None = None
         self._max_keys = max_keys
         self._young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
@@ -241,10 +241,10 @@ class MemoryCounts:
         self._swept_at = 0
 
     def serve(self, limit: Algorithm) -> None:
-        """Count for this limit too: limits of other amounts may share the counts."""
+        """Count for this limit too: limits of other amounts may share the counts, and the lowest clears last."""
         with self._moving:
-            if limit not in self._limits:
-                self._limits += (limit,)
+            if self._slowest is None or limit.rate.amount < self._slowest.rate.amount:
+                self._slowest = limit
 
     def load(self, identity: Identity, now: int) -> State:
         if not self._swept_at <= now < self._sweep_at:
@@ -302,15 +302,16 @@ class MemoryCounts:
         return len(self._young) + len(self._old)
 
     def _sweep(self, now: int, batch: int) -> None:
-        if not self._moving.acquire(blocking=False):
+        limit = self._slowest
+        if limit is None or not self._moving.acquire(blocking=False):
             return
         try:
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
-                state = self._limits[0].redate(state, now)
-                if identity in self.open or any(limit.matters(state, now) for limit in self._limits):
+                state = limit.redate(state, now)
+                if identity in self.open or limit.matters(state, now):
                     self._young.setdefault(identity, state)
-            period = max((limit.period for limit in self._limits), default=0)
+            period = limit.period
             if not self._old and not now < self._retire_at <= now + period:
                 self._old, self._young = self._young, {}
                 self._retire_at = now + period
