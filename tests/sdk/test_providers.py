@@ -51,7 +51,7 @@ from quotalimit import (
     token_budget,
 )
 
-from .helpers import open_holds, used
+from ..helpers import open_holds, used
 
 Wire = dict[str, Any]
 Build = Callable[[Any], Any]
