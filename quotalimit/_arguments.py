@@ -54,8 +54,7 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[st
             continue
         names[variable] = question
         if getattr(question, "wants_every_argument", False):
-            every = (_by_keyword(parameter) for parameter in signature.parameters.values())
-            by_name.append(f"{variable}({', '.join(every)})")
+            by_name.append(f"{variable}({', '.join(_every(signature))})")
             continue
         wanted = _parameters_by_name(question, signature)
         if wanted is None and not _a_call_suits_both(signature, signature_of(question)):
@@ -124,8 +123,15 @@ def _unused_prefix(taken: Iterable[str]) -> str:
     return prefix
 
 
-def _by_keyword(parameter: Parameter) -> str:
-    return f"{'**' if parameter.kind is Parameter.VAR_KEYWORD else parameter.name + '='}{parameter.name}"
+def _every(signature: Signature) -> list[str]:
+    """All arguments by name; by position those whose name may be among the **kwargs too."""
+    parameters = list(signature.parameters.values())
+    shadowed = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    nameless = [p for p in parameters if shadowed and p.kind in (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL)]
+    named = [p for p in parameters if p not in nameless]
+    return [p.name for p in nameless] + [
+        f"{'**' if p.kind is Parameter.VAR_KEYWORD else p.name + '='}{p.name}" for p in named
+    ]
 
 
 def _parameters_by_name(question: Callable[..., Any], signature: Signature) -> list[str] | None:

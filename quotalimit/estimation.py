@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from quotalimit.amounts import units_or_none
 from quotalimit.providers import field
@@ -34,17 +34,22 @@ _TEXT_FIELDS: Final = frozenset((
     "thinking", "reasoning", "reasoning_content", "reasoningContent", "reasoningText", "summary",
     # What was asked of tools.
     "tool_calls", "toolUse", "function", "function_call", "functionCall", "arguments", "args", "input", "name",
-    "partial_json", "tool_plan", "start",
+    "partial_json", "tool_plan", "start", "tool_call_chunks",
 ))  # fmt: skip
 """The fields of responses and stream items in which model-written text is found, at any depth."""
+
+_FREE: Final = frozenset(("arguments", "args", "input"))
+"""The fields of which all that is inside was written by the model, whatever it is called."""
+
+_TOOL_PARTS: Final = ("tool_use", "input_json_delta")
 
 
 def weigh_text(text: str | bytes) -> int:
     """The weight of a text: about a token for four bytes of words, two digits, or one and a half of punctuation.
 
-    Against OpenAI's o200k vocabulary that is 0.8 to 1.3 of the truth for English, German, French, Chinese, Japanese,
-    Korean, code, Markdown and JSON; it is too much for Arabic (1.4), Russian (1.7) and Hindi (1.9), and too little
-    for emoji (0.6) and base64 (0.4). `tests/test_estimation.py` measures it.
+    Against OpenAI's o200k vocabulary that is 0.9 to 1.3 of the truth for English, German, French, Spanish, Chinese,
+    Japanese and Korean, and up to 1.6 for code, JSON and Markdown; it is too much for Arabic (1.4), Russian (1.8) and
+    Hindi (2.1), and too little for emoji (0.7) and base64 (0.4). `tests/sdk/test_estimation.py` measures it.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digits = len(data) - len(data.translate(None, _DIGITS))
@@ -70,9 +75,28 @@ def weigh_answer(answer: object) -> int:
     Of SDK objects only the fields that hold those are read, and events that repeat what came before are passed over.
     """
     kind = field(answer, "type")
-    if field(answer, "snapshot") is not None or (isinstance(kind, str) and kind.endswith((".done", "_stop"))):
+    if isinstance(kind, str) and _repeats(kind, answer):
         return 0
     return sum(map(weigh_text, _texts((answer,), _TEXT_FIELDS)))
+
+
+def _repeats(kind: str, item: object) -> bool:
+    """Whether an item of a stream tells what others tell.
+
+    Of OpenAI Responses those are all but the deltas; of other helpers' streams all but the chunks, or raw events, that
+    they hand on.
+    """
+    if kind.startswith("response."):
+        return not kind.endswith(".delta")
+    if kind == "chunk":
+        return False
+    if kind.endswith((".done", "_stop")) or kind == "tool_calls.function.arguments.delta":
+        return True
+    return field(item, "snapshot") is not None
+
+
+_Part: TypeAlias = tuple[object, frozenset[str] | None, bool]
+"""A value, the fields to read of it, and whether it is the outermost: one that need not have such fields."""
 
 
 def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[str | bytes]:
@@ -81,10 +105,10 @@ def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[s
     Each container is looked at once and ten thousand parts at most, so that hostile input cannot keep it busy. Only
     what an object holds is read, never a property: a mock would make up more for ever.
     """
-    todo = list(values)
+    todo: list[_Part] = [(value, names, True) for value in values]
     seen: set[int] = set()
     while todo and len(seen) < _MOST_PARTS:
-        value = todo.pop()
+        value, names, outermost = todo.pop()
         if isinstance(value, str) or type(value) is bytes:
             yield value
             continue
@@ -92,19 +116,37 @@ def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[s
             continue
         seen.add(id(value))
         try:
-            todo.extend(_inside(value, names))
+            todo.extend(_inside(value, names, outermost))
         except Exception:  # a foreign container may do anything; what cannot be read is no text
             continue
 
 
-def _inside(value: object, names: frozenset[str] | None) -> Iterable[object]:
+def _inside(value: object, names: frozenset[str] | None, outermost: bool) -> Iterable[_Part]:
     if isinstance(value, (list, tuple)):
-        return value[:_MOST_PARTS]
-    fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    if not isinstance(fields, Mapping):
-        return ()
-    told = [fields[name] for name in names if name in fields] if names else []
-    return told or (list(fields.values()) if value is fields else ())
+        return [(item, names, outermost) for item in value[:_MOST_PARTS]]
+    if isinstance(value, Mapping):
+        told = _told(value, names) if names else []
+        if not told and (names is None or outermost):
+            return [(inner, None, False) for inner in value.values()]
+    else:
+        fields = getattr(value, "__dict__", None)
+        extra = getattr(value, "__pydantic_extra__", None)
+        if not isinstance(fields, Mapping):
+            return ()
+        told = _told({**fields, **extra} if isinstance(extra, dict) else fields, _TEXT_FIELDS)
+    return [(inner, None if name in _FREE else names, False) for name, inner in told]
+
+
+def _told(fields: Mapping[str, object], names: frozenset[str]) -> list[tuple[str, object]]:
+    """The fields of these names. What was asked of tools LangChain tells up to three times; once is enough."""
+    told = {name: fields[name] for name in names if name in fields}
+    content = told.get("content")
+    if isinstance(content, list) and any(field(part, "type") in _TOOL_PARTS for part in content):
+        told.pop("tool_calls", None)
+        told.pop("tool_call_chunks", None)
+    elif told.get("tool_call_chunks"):
+        told.pop("tool_calls", None)
+    return list(told.items())
 
 
 def estimate_tokens(*parts: object, **arguments: object) -> int:

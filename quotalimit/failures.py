@@ -27,12 +27,13 @@ Failure: TypeAlias = Usage | float | Literal[Verdict.RELEASE, Verdict.KEEP] | No
 
 
 def read_error(error: BaseException) -> Usage | Verdict:
-    """The usage that an exception reports (OpenAI's `LengthFinishReasonError.completion`), else a verdict.
+    """The usage that an exception reports, else a verdict.
 
-    Time-outs and whatever ends a call from outside (cancellation, `KeyboardInterrupt`) keep the hold: the provider
-    may have gone on to the end. Everything else, and a nested `LimitExceeded`, releases it.
+    OpenAI's `LengthFinishReasonError` reports it in `completion`, Instructor's exceptions in `total_usage`. Time-outs
+    and whatever ends a call from outside (cancellation, `KeyboardInterrupt`) keep the hold: the provider may have gone
+    on to the end. Everything else, and a nested `LimitExceeded`, releases it.
     """
-    usage = read_usage(field(error, "completion"))
+    usage = read_usage(field(error, "completion")) or read_usage(field(error, "total_usage"))
     if usage is not None:
         return usage
     if isinstance(error, LimitExceeded):
