@@ -177,7 +177,7 @@ class Call(Recorder):
         recorded = [reading for reading, _ in self.recorded]
         weights = [weight for weight in map(layer.weigh, part.fold.readings + recorded) if weight is not None]
         if weights:
-            if self._cut and part.untold and part.fold.told:
+            if part.untold and part.fold.told and (self._cut or part.fold.opened):
                 return sum(weights) + (layer.weigh(Usage(output_tokens=tokens_of(part.untold))) or 0), "estimated"
             return sum(weights), "reported" if part.fold.told else "recorded"
         if part.verdict is RELEASE:

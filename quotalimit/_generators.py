@@ -132,7 +132,7 @@ def later(call: Call, awaitable: Awaitable[Any], deliver: Callable[[Call, Any], 
 async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], Any]) -> Any:
     token = begin(call)
     try:
-        result = await unbegun.awaitable
+        result = await unbegun.start()
     except BaseException as error:
         call.fail(error)
         raise
@@ -144,15 +144,21 @@ async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], A
 class _Unbegun:
     """An awaitable that nobody has awaited yet. A coroutine that never runs has no `finally`, but its arguments die."""
 
-    __slots__ = ("awaitable", "call")
+    __slots__ = ("_awaitable", "_call")
 
     def __init__(self, call: Call, awaitable: Awaitable[Any]) -> None:
-        self.call = call
-        self.awaitable = awaitable
+        self._call = call
+        self._awaitable: Awaitable[Any] | None = awaitable
+
+    def start(self) -> Awaitable[Any]:
+        """The awaitable, awaited from now on: what it returns, a stream say, may run on when this is gone."""
+        awaitable, self._awaitable = self._awaitable, None
+        assert awaitable is not None
+        return awaitable
 
     def __del__(self) -> None:
-        if not self.call.finished:
-            self.call.release()
-            close = getattr(self.awaitable, "close", None)
+        if self._awaitable is not None:
+            self._call.release()
+            close = getattr(self._awaitable, "close", None)
             if close is not None:
                 close()

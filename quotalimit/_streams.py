@@ -90,10 +90,12 @@ def watch(call: Call, stream: Any) -> bool:
 class Watch:
     """Tells the calls that return a stream, the innermost first, what happens to it."""
 
-    __slots__ = ("_owner", "begun", "calls")
+    __slots__ = ("_owner", "begun", "calls", "handed_on")
 
     def __init__(self, call: Call, stream: object) -> None:
         self.calls = [call]
+        self.handed_on = False
+        """Whether what this yielded when it was entered is watched too, and may outlive it."""
         self.begun = _iterates(type(stream))
         """Whether the request has been made: what yields a stream when it is entered makes it then."""
         self._owner = id(stream)
@@ -160,7 +162,7 @@ def _of(stream: object) -> Watch:
 
 def _delete(self: Any) -> None:
     watch = self.__dict__.get(_WATCH)
-    if watch is not None and watch.owns(self):
+    if watch is not None and watch.owns(self) and not watch.handed_on:
         watch.leave()
 
 
@@ -298,8 +300,8 @@ async def _tried(manager: Any, base: Callable[..., Any]) -> Any:
 
 def _entered(manager: Any, stream: Any) -> Any:
     if stream is not manager:
-        for call in _of(manager).calls:
-            watch(call, stream)
+        watched = [watch(call, stream) for call in _of(manager).calls]  # every call, also after one that cannot
+        _of(manager).handed_on = all(watched)
     return stream
 
 

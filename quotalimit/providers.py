@@ -222,7 +222,8 @@ def read_report(result: object, *, streaming: bool = False) -> Report | None:
         response = response if isinstance(response, str) else None
         chunk = shape is langchain or (shape is openai_responses and field(holder, "usage_metadata") is not None)
         running = shape in _RUNNING or field(result, "type") == "message_delta"  # Anthropic's, off the wire
-        return Report(usage, response, adds=chunk or (response is None and not running))
+        opens = field(result, "type") == "message_start"
+        return Report(usage, response, chunk or (response is None and not running), opens)
     found = _shaped(result, SHAPES)  # the usage of a response by itself
     return Report(found[0], adds=True) if found is not None and found[0].is_known else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 
@@ -56,6 +56,9 @@ class Report(NamedTuple):
     adds: bool = False
     """Whether the items of a stream add up. Otherwise each is a running total of its response."""
 
+    opens: bool = False
+    """Whether it is told before the answer is written: Anthropic's, whose caches are beside the rest of the input."""
+
 
 class Fold:
     """The usage of one call, of a result or of all items of a stream, folded as its provider means it.
@@ -64,10 +67,13 @@ class Fold:
     count, for some items leave out what others have told; different responses add up.
     """
 
-    __slots__ = ("_added", "_response", "_running", "_units", "told")
+    __slots__ = ("_added", "_beside", "_response", "_running", "_units", "opened", "told")
 
     def __init__(self) -> None:
         self.told = False
+        self.opened = False
+        """Whether what was told last was told before the answer was written."""
+        self._beside = False
         self._units: int | None = None
         self._added: Usage | None = None
         self._running: Usage | None = None
@@ -76,6 +82,8 @@ class Fold:
     def add(self, report: Report | int, known: bool = False) -> None:
         """Add what a result or an item told; nothing if that is known from elsewhere."""
         self.told = True
+        self.opened = isinstance(report, Report) and report.opens
+        self._beside |= self.opened
         if known:
             return
         if isinstance(report, int):
@@ -87,7 +95,7 @@ class Fold:
                 self._added = self._added + self._running if self._added else self._running
             self._running, self._response = report.usage, report.response
         else:
-            self._running |= report.usage
+            self._running = _beside(self._running, report.usage) if self._beside else self._running | report.usage
             self._response = report.response or self._response
 
     @property
@@ -96,3 +104,10 @@ class Fold:
         usages = [usage for usage in (self._added, self._running) if usage is not None]
         readings: list[Reading] = [usages[0] + usages[1] if len(usages) == 2 else usages[0]] if usages else []
         return readings if self._units is None else [*readings, self._units]
+
+
+def _beside(mine: Usage, its: Usage) -> Usage:
+    """Running totals of one call, of which each may leave out the input, or what of it went through a cache."""
+    both = mine | its
+    rest = max(usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens for usage in (mine, its))
+    return replace(both, input_tokens=rest + both.cache_read_tokens + both.cache_write_tokens, total_tokens=0)
