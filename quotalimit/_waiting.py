@@ -266,12 +266,18 @@ class TaskBell:
         return True
 
 
-def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
-    """Ask a store for claims, and wait in line where the claims' layers allow it."""
+def _ask_first(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> tuple[Answer, bool]:
+    """A newcomer's answer, and whether a layer that refuses would rather wait."""
     if store.lines:
         store.lines.announce(claims)
     answer = store.acquire(claims, report=report)
-    if not answer.refusals or not any(patience[place] for place in answer.refusals):
+    return answer, any(patience[place] for place in answer.refusals)
+
+
+def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+    """Ask a store for claims, and wait in line where the claims' layers allow it."""
+    answer, may_wait = _ask_first(store, claims, patience, report)
+    if not may_wait:
         return answer
     bell = ThreadBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
@@ -291,10 +297,8 @@ def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], repo
 
 async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
     """The twin of `acquire` for tasks: it waits without blocking the event loop."""
-    if store.lines:
-        store.lines.announce(claims)
-    answer = store.acquire(claims, report=report)
-    if not answer.refusals or not any(patience[place] for place in answer.refusals):
+    answer, may_wait = _ask_first(store, claims, patience, report)
+    if not may_wait:
         return answer
     bell = TaskBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
