@@ -39,7 +39,7 @@ class Call(Recorder):
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
-    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_written")
+    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_unflushed", "_written")
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         super().__init__(enclosing)
@@ -53,6 +53,13 @@ class Call(Recorder):
         self._ends = [None]
         self._inside: list[tuple[Counts, Identity, int]] = []
         """What nested calls, perhaps in other threads, have charged, and where."""
+        self._unflushed: Sequence[Store] = ()
+        """The stores that have yet to keep what was settled."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """How the call was admitted, if it was asked with a report."""
+        return [decision for part in self._parts for decision in part.decisions]
 
     def see(self, item: object) -> None:
         """Read an item of a stream: the usage that it tells, and the text that has arrived."""
@@ -135,6 +142,18 @@ class Call(Recorder):
         ]
         return own + lenders(self.enclosing, counts, identity)
 
+    def flush(self) -> None:
+        """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
+        for store in self._unflushed:
+            store.flush()
+        self._unflushed = ()
+
+    async def flush_async(self) -> None:
+        """The twin of `flush`. A cancellation does not undo it: it is only waited for no longer."""
+        unflushed, self._unflushed = self._unflushed, ()
+        for store in unflushed:
+            await store.flush_async()
+
     def _end(self) -> bool:
         """Whether this is the first end of the call, of which there may be several, in several threads."""
         try:
@@ -157,6 +176,7 @@ class Call(Recorder):
             else:
                 refunds = isinstance(part.layer, RateLayer) and isinstance(error, part.layer.refund_on)
                 charges += [(charge, 0 if refunds else part.reserve) for charge in part.charges]
+        self._unflushed = [store for store in due if store.blocking]
         for store, settlements in due.items():
             store.settle(settlements)
             self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]

@@ -16,6 +16,7 @@ from quotalimit import clock
 
 if TYPE_CHECKING:
     from quotalimit.stores.base import Answer, Claim, Store
+    from quotalimit.stores.several import Several
 
 FOREVER: Final = 1 << 62
 """Microseconds; the patience of `wait=math.inf`."""
@@ -62,7 +63,7 @@ class Line:
 
 
 class Lines:
-    """The lines of a store in this process, one for each place at which somebody waits. True if there is any."""
+    """The lines of this process, one for each place at which somebody waits. True if there is any."""
 
     def __init__(self) -> None:
         self._lines: dict[Place, Line] = {}
@@ -70,6 +71,10 @@ class Lines:
 
     def __bool__(self) -> bool:
         return bool(self._lines)
+
+    def stands_at(self, counts: object, identity: object) -> bool:
+        """Whether somebody waits at a place."""
+        return (counts, identity) in self._lines
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
@@ -133,6 +138,10 @@ class Lines:
                 claim.ahead = line.need - (waiter.needs[place] if waiter is not None else 0)
 
 
+LINES: Final = Lines()
+"""One for all stores, so that a call may stand in lines of several without ever waiting for itself."""
+
+
 class Ask:
     """A step of a waiting call: ask the store again, at a time known to have come."""
 
@@ -183,19 +192,20 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
                 waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
                 wake = min(wake, waiter.due)
             before = clock.now()
-            nap = min(max(wake - max(answer.now, slept_until), 0), _LONGEST_SLEEP)
+            nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
-            now = clock.now()
-            if not rang and now <= before:  # a clock that stands still: what was slept has passed all the same
-                slept_until = now = max(slept_until, before) + nap
-            answer.now = max(answer.now, now)
+            passed = clock.now() - before  # the store's clock need not agree with ours
+            if not rang and passed <= 0:  # a clock that stands still: what was slept has passed all the same
+                passed = nap
+                slept_until = answer.now + nap
+            answer.now += max(passed, 0)
     finally:
         lines.leave(waiter)
 
 
 def is_worth_waiting(answer: Answer, patience: Sequence[int]) -> bool:
     """Whether a refused call may yet be admitted within the patience of the layers that refuse."""
-    return _give_up_at(answer, patience, {}) is not None
+    return bool(answer.refusals) and _give_up_at(answer, patience, {}) is not None
 
 
 def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:
@@ -266,18 +276,17 @@ class TaskBell:
         return True
 
 
-def _ask_first(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> tuple[Answer, bool]:
-    """A newcomer's answer, and whether a layer that refuses would rather wait."""
+def _may_wait(answer: Answer, patience: Sequence[int]) -> bool:
+    """Whether a layer that refuses would rather wait."""
+    return any(patience[place] for place in answer.refusals)
+
+
+def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+    """Ask a store for claims, and wait in line where the claims' layers allow it."""
     if store.lines:
         store.lines.announce(claims)
     answer = store.acquire(claims, report=report)
-    return answer, any(patience[place] for place in answer.refusals)
-
-
-def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
-    """Ask a store for claims, and wait in line where the claims' layers allow it."""
-    answer, may_wait = _ask_first(store, claims, patience, report)
-    if not may_wait:
+    if not _may_wait(answer, patience):
         return answer
     bell = ThreadBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
@@ -295,10 +304,14 @@ def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], repo
         flow.close()
 
 
-async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+async def acquire_async(
+    store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool
+) -> Answer:
     """The twin of `acquire` for tasks: it waits without blocking the event loop."""
-    answer, may_wait = _ask_first(store, claims, patience, report)
-    if not may_wait:
+    if store.lines:
+        store.lines.announce(claims)
+    answer = await store.acquire_async(claims, report=report)
+    if not _may_wait(answer, patience):
         return answer
     bell = TaskBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
@@ -306,7 +319,7 @@ async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequenc
         step = next(flow)
         while True:
             if isinstance(step, Ask):
-                step = flow.send(store.acquire(claims, not_before=step.not_before, report=report))
+                step = flow.send(await store.acquire_async(claims, not_before=step.not_before, report=report))
             else:
                 step = flow.send(await bell.wait(step.microseconds / 1e6))
     except StopIteration as stop:

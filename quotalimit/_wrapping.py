@@ -163,10 +163,13 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             result = function(*args, **kwargs)
         except BaseException as error:
             entered.fail(error)
+            entered.flush()
             raise
         finally:
             end(token)
-        return deliver(entered, result)
+        result = deliver(entered, result)
+        entered.flush()
+        return result
 
     return call
 
@@ -181,10 +184,13 @@ def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             result = await function(*args, **kwargs)
         except BaseException as error:
             entered.fail(error)
+            await entered.flush_async()
             raise
         finally:
             end(token)
-        return deliver(entered, result)
+        result = deliver(entered, result)
+        await entered.flush_async()
+        return result
 
     return call
 

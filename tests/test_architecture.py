@@ -71,7 +71,7 @@ FOREIGN = {
 }
 
 BASICS = {"rate", "decision", "errors", "clock", "keys"}
-STORES = {"stores.base", "stores.names", "stores.memory", "stores.default", "stores"}
+STORES = {"stores.base", "stores.several", "stores.names", "stores.memory", "stores.default", "stores"}
 
 READERS = {"amounts", "providers", "usage"}
 """What reads usage out of what a model's call returned."""
@@ -104,6 +104,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores.base": {*BASICS, "_waiting", "algorithms.base", "stores.names"},
     "stores.memory": {*BASICS, "stores.base", "stores.names", "algorithms.base"},
     "stores.default": {*BASICS, "stores.base", "stores.memory"},
+    "stores.several": {*BASICS, "stores.base"},
     "stores": {"stores.base", "stores.default", "stores.memory"},
     "limiters": {*BASICS, *STORES, "_waiting", "algorithms", "amounts", "holds"},
     "_arguments": {"errors"},

@@ -73,7 +73,8 @@ def test_what_is_special_is_left_to_the_general_path(special: str, default_store
                 ask("alice")
             assert len(seen) == 1
         elif special == "waiting":
-            with mock.patch.object(type(default_store.lines), "__bool__", return_value=True):
+            lines = type(default_store.lines)
+            with mock.patch.multiple(lines, __bool__=lambda _: True, stands_at=lambda *_: True):
                 ask("alice")
         else:
             ask(("alice", 1))

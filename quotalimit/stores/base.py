@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
-from quotalimit._waiting import Lines
+from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
 from quotalimit.keys import Identity
@@ -85,10 +85,13 @@ class Store(ABC):
     blocking: ClassVar[bool]
     """Whether asking waits for I/O, so that async code must use the `_async` twins."""
 
+    shared: ClassVar[bool]
+    """Whether counts are those of other processes too, so that a name must say everywhere whose they are."""
+
     def __init__(self) -> None:
-        self.lines: Final = Lines()
+        self.lines: Lines = LINES
         """The calls of this process that wait for room."""
-        self.names: Final[Names[Counts]] = Names()
+        self.names: Final[Names[Counts]] = Names(shared=self.shared)
         """Whose counts are whose."""
 
     @abstractmethod
@@ -98,6 +101,10 @@ class Store(ABC):
     @abstractmethod
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """Take all claims, or none of them. `not_before` is a time known to have come though the clock stands still."""
+
+    async def acquire_async(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+        """The twin of `acquire`; a store that waits for I/O has its own."""
+        return self.acquire(claims, not_before=not_before, report=report)
 
     def admits(self, counts: Counts, identity: Identity, limit: Algorithm) -> bool:
         """Take one unit that nothing holds, if it fits and nobody waits; False leaves it to `acquire`.
@@ -110,13 +117,32 @@ class Store(ABC):
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         """What `acquire` would decide about each claim; changes nothing."""
 
+    async def peek_async(self, claims: Sequence[Claim]) -> list[Decision]:
+        """The twin of `peek`."""
+        return self.peek(claims)
+
     @abstractmethod
     def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
-        """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed."""
+        """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed.
+
+        A store that waits for I/O only queues them. They are kept at the latest when `flush` returns, and before any
+        later question of this process is answered; where nobody flushes, soon.
+        """
+
+    def flush(self) -> None:  # noqa: B027 - nothing to wait for, unless a store waits for I/O
+        """Wait until all that was settled is kept. Called where a call ends and may block; never by a finalizer."""
+
+    async def flush_async(self) -> None:
+        """The twin of `flush`."""
+        self.flush()
 
     @abstractmethod
     def reset(self, places: Sequence[tuple[Counts, Identity]]) -> None:
         """Forget what identities used, and close their open charges."""
+
+    async def reset_async(self, places: Sequence[tuple[Counts, Identity]]) -> None:
+        """The twin of `reset`."""
+        self.reset(places)
 
 
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:

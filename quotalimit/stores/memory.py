@@ -29,6 +29,7 @@ class MemoryStore(Store):
     """
 
     blocking = False
+    shared = False
 
     def __init__(self, *, max_keys: int = 1_000_000) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class MemoryStore(Store):
             _unlock(stripes)
 
     def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm) -> bool:
-        if self.lines:
+        if self.lines and self.lines.stands_at(counts, identity):
             return False
         stripe = self._stripes[hash(identity) % _STRIPES]
         with stripe.lock:
