@@ -13,7 +13,7 @@ from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
 from quotalimit.decision import collectors
 from quotalimit.errors import LimitExceeded
 from quotalimit.keys import Key
-from quotalimit.limiters import hand_over
+from quotalimit.limiters import Limiter, hand_over
 from quotalimit.recording import running
 from quotalimit.stores.base import Answer, Claim, Store
 from quotalimit.stores.several import Several
@@ -27,22 +27,18 @@ class Guard:
 
     def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        self._fast = FastPath(self.layers[0]) if FastPath.serves(self.layers) else None
-        self._answer = compile_questions(function, [q for layer in layers for q in layer.questions.items()])
+        self.questions = [question for layer in layers for question in layer.questions.items()]
+        self._answer = compile_questions(function, self.questions)
+        self.common = _common(self.layers)
+        """The limiter whose gate admits the common call: one limit, one unit, nothing to settle, no waiting."""
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Admit a call, or raise `LimitExceeded`. Returns it if something of it is to be settled."""
-        answers = self._answer(*args, **kwargs)
-        if self._fast is not None and self._fast.admits(answers[0]):
-            return None
-        return admit(Asked(self.layers, answers, (*args, *kwargs.values())))
+        return admit(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
 
     async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The twin of `enter`."""
-        answers = self._answer(*args, **kwargs)
-        if self._fast is not None and self._fast.admits(answers[0]):
-            return None
-        return await admit_async(Asked(self.layers, answers, (*args, *kwargs.values())))
+        return await admit_async(Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values())))
 
     def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         """Admit a call now, or know how to admit it later if it must wait. Raises `LimitExceeded` if that is no use."""
@@ -55,38 +51,19 @@ class Guard:
                 return asked.admitted(answer), None
         return None, partial(admit_async, asked)
 
+    def admit_common(self, key: Key) -> None:
+        """Admit a common call in the way of all others, or raise `LimitExceeded`."""
+        admit(Asked(self.layers, (key,), ()))
 
-class FastPath:
-    """The common call, one limit of a fixed cost with nothing to settle, asked without the machinery of the others.
+    async def admit_common_async(self, key: Key) -> None:
+        """The twin of `admit_common`."""
+        await admit_async(Asked(self.layers, (key,), ()))
 
-    It only ever admits. Whatever is special about a call, a refusal first of all, is left to the general path.
-    """
 
-    __slots__ = ("_limiter",)
-
-    def __init__(self, layer: Layer) -> None:
-        assert isinstance(layer, RateLayer)
-        self._limiter = layer.limiter
-
-    @staticmethod
-    def serves(layers: Sequence[Layer]) -> bool:
-        """Whether a function's layers are of the common kind."""
-        layer = layers[0]
-        return (
-            len(layers) == 1
-            and isinstance(layer, RateLayer)
-            and not layer.holds
-            and layer.costs_one
-            and len(layer.limiter.limits) == 1
-        )
-
-    def admits(self, key: object) -> bool:
-        """Admit a call of this key at once; False, with nothing charged, if the general path is to decide."""
-        binding = self._limiter.binding
-        if binding is None or (type(key) is not str and type(key) is not int) or collectors():
-            return False
-        counts, limit = binding.places[0]
-        return binding.store.admits(counts, key, limit)
+def _common(layers: Sequence[Layer]) -> Limiter | None:
+    layer = layers[0]
+    simple = len(layers) == 1 and isinstance(layer, RateLayer) and layer.costs_one and not layer.holds
+    return layer.limiter if simple and not layer.patience and len(layer.limiter.limits) == 1 else None
 
 
 class Asked:

@@ -66,20 +66,16 @@ class Lines:
     """The lines of this process, one for each place at which somebody waits. True if there is any."""
 
     def __init__(self) -> None:
-        self._lines: dict[Place, Line] = {}
+        self.standing: dict[Place, Line] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def stands_at(self, counts: object, identity: object) -> bool:
-        """Whether somebody waits at a place."""
-        return (counts, identity) in self._lines
+        return bool(self.standing)
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
             for place, need in waiter.needs.items():
-                line = self._lines.setdefault(place, Line())
+                line = self.standing.setdefault(place, Line())
                 line.waiters.append(waiter)
                 line.need += need
 
@@ -91,7 +87,7 @@ class Lines:
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
         with self._lock:
-            return all(self._head(self._lines[place]) is waiter for place in waiter.needs)
+            return all(self._head(self.standing[place]) is waiter for place in waiter.needs)
 
     def _head(self, line: Line) -> Waiter | None:
         """The first call of a line that can still be woken; those before it are taken out of their lines."""
@@ -104,7 +100,7 @@ class Lines:
 
     def _remove(self, waiter: Waiter) -> None:
         for place, need in waiter.needs.items():
-            line = self._lines.get(place, Line())
+            line = self.standing.get(place, Line())
             try:
                 line.waiters.remove(waiter)
             except ValueError:  # it was taken out as dead
@@ -113,11 +109,11 @@ class Lines:
             if line.waiters:
                 line.waiters[0].bell.ring()
             else:
-                del self._lines[place]
+                del self.standing[place]
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
-        line = self._lines.get(place)
+        line = self.standing.get(place)
         if line is not None:
             try:
                 line.waiters[0].bell.ring()
@@ -129,7 +125,7 @@ class Lines:
         with self._lock:
             for claim in claims:
                 place = (claim.counts, claim.identity)
-                line = self._lines.get(place)
+                line = self.standing.get(place)
                 head = None if line is None else self._head(line)
                 if line is None or head is None or head is waiter:
                     claim.heads, claim.ahead = (), 0

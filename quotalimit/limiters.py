@@ -160,13 +160,22 @@ class Limiter:
             with _binding:
                 binding = self.binding
                 if binding is None:
-                    binding = self.binding = Binding(self, self._own_store or follow(self))
+                    binding = Binding(self, self._own_store or follow(self))
+                    if len(binding.places) == 1:
+                        self.gate = binding.store.gate(*binding.places[0])  # type: ignore[method-assign,assignment]
+                    self.binding = binding
         return binding
+
+    def gate(self, key: Key) -> Decision | bool:
+        """The store's gate, for a limiter of one limit: see `Store.gate`. This one stands here until it is bound."""
+        self.bound()
+        return self.gate(key) if "gate" in self.__dict__ else False
 
     def unbind(self) -> None:
         """Look for the store anew at the next call: the default has changed."""
         with _binding:
             self.binding = None
+            self.__dict__.pop("gate", None)
 
     def _claims(self, key: Key, need: int, cost: int) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
