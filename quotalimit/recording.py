@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Final
 
 from quotalimit.amounts import units_or_none
-from quotalimit.providers import REPORTS, field, read_usage
+from quotalimit.providers import REPORTS, fields_of, read_usage
 from quotalimit.usage import Reading
 
 
@@ -95,5 +95,9 @@ def sources_of(result: object) -> tuple[object, ...]:
     """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
     if result is None or isinstance(result, (str, bytes, int, float)):
         return ()
-    reported = field(result, *REPORTS)
-    return (result,) if reported is None or isinstance(reported, (int, float)) else (result, reported)
+    fields = fields_of(result)
+    for name in REPORTS:
+        reported = fields.get(name)
+        if reported is not None:
+            return (result,) if isinstance(reported, (int, float)) else (result, reported)
+    return (result,)
