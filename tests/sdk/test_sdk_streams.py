@@ -68,7 +68,8 @@ def small_heap() -> Iterator[None]:
 class Server(ThreadingHTTPServer):
     """Answers every request with what is scripted: `parts`, and then the `end` of the answer.
 
-    The end is "complete", "cut" (the connection is dropped) or "hang" (nothing more comes until the test is over).
+    The end is "complete", "cut" (the connection is dropped), "hang" (nothing more comes until the test is over) or
+    "drop" (the connection is dropped with no answer at all).
     """
 
     daemon_threads = True
@@ -103,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         script, over = self.server, self.server.over
         self.rfile.read(int(self.headers["content-length"]))
         script.requests.append(self.path)
+        if script.end == "drop":
+            self.close_connection = True
+            return
         self.send_response(script.status)
         self.send_header("content-type", script.kind)
         self.send_header("transfer-encoding", "chunked")
