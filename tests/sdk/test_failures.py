@@ -285,7 +285,7 @@ def test_rule_13_the_hold_is_kept_if_the_request_was_sent(sdk: Any, kind: type[E
 
 @WAYS
 async def test_rule_13_a_parsed_answer_that_was_filtered_is_charged(way: str, server: Server) -> None:
-    """What was written before the filter stopped it is billed. OpenAI's exception says how much it was since 3.0."""
+    """What was written before the filter stopped it is billed; of OpenAI's exceptions the later ones say how much."""
     choices = [{**COMPLETION["choices"][0], "finish_reason": "content_filter"}]
     server.script(json.dumps({**COMPLETION, "choices": choices}).encode(), kind="application/json")
     caller = Caller(server.url, way)

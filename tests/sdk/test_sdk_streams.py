@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import anthropic
 import boto3
@@ -37,7 +38,7 @@ from openai.lib.streaming import responses as response_streaming
 from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
-from quotalimit import Settlement, TokenBudget, TokenBudgetExceeded, collect_decisions, token_budget
+from quotalimit import Settlement, TokenBudget, TokenBudgetExceeded, collect_decisions, record_usage, token_budget
 
 from ..helpers import open_holds, used
 
@@ -1598,3 +1599,58 @@ def test_rule_8_ten_thousand_managers_that_were_never_entered_leave_nothing(clie
     before = abandon(100)
     assert abandon(10_000) < before + 100
     assert guarded.settled() == 0
+
+
+# A stream that is very long.
+
+
+class Chunk(dict[str, Any]):
+    """An item off the wire of which one can see whether it is still alive."""
+
+
+def test_rule_17_a_hundred_thousand_chunks_that_tell_usage_do_not_pile_up() -> None:
+    """As vLLM's continuous_usage_stats has it: each tells the running total."""
+    budget = TokenBudget("1_000_000/day")
+    alive: WeakValueDictionary[int, Chunk] = WeakValueDictionary()
+
+    @token_budget(budget, key="user", reserve=RESERVE)
+    def stream(user: str) -> Iterator[Chunk]:
+        for number in range(1, 100_001):
+            alive[number] = chunk = Chunk(id="c", usage={"prompt_tokens": 9, "completion_tokens": number})
+            yield chunk
+
+    most = 0
+    for _ in stream("alice"):
+        most = max(most, len(alive))
+    assert most <= 110
+    assert (used(budget), open_holds(budget)) == (100_009, 0)
+
+
+def test_rule_8_an_item_of_a_long_stream_that_is_recorded_after_it_was_yielded_counts_once() -> None:
+    budget = TokenBudget("1_000_000/day")
+
+    @token_budget(budget, key="user", reserve=RESERVE)
+    def stream(user: str) -> Iterator[Chunk]:
+        for number in range(1, 1_001):
+            chunk = Chunk(id="c", usage={"prompt_tokens": 9, "completion_tokens": number})
+            yield chunk
+            record_usage(chunk)
+
+    assert len(list(stream("alice"))) == 1_000
+    assert used(budget) == 1_009
+
+
+async def test_rule_12_a_long_stream_inside_another_call_is_charged_once() -> None:
+    outer, inner = TokenBudget("1_000_000/day"), TokenBudget("1_000_000/day")
+
+    @token_budget(inner, key="user", reserve=RESERVE)
+    def stream(user: str) -> Iterator[Chunk]:
+        for number in range(1, 1_001):
+            yield Chunk(id="c", usage={"prompt_tokens": 9, "completion_tokens": number})
+
+    @token_budget(outer, key="user", reserve=RESERVE)
+    def agent(user: str) -> Chunk:
+        return [*stream(user)][-1]
+
+    agent("alice")
+    assert (used(outer), used(inner)) == (1_009, 1_009)
