@@ -426,7 +426,9 @@ def _shapes_with(fields: tuple[str, ...]) -> tuple[Shape, ...]:
 def _hidden_calls(response: Fields) -> int:
     """How many calls google-genai made for a response: with automatic function calling it reports the last alone.
 
-    Each of them read less than the last one, so that so many times the last is never less than what was billed.
+    It is charged so many times the last. That is more than was billed where each call read what the one before it read
+    and wrote, and so used no more than the last; it may be less where an early call thought much, for thoughts are
+    billed once and do not come back in the next prompt. `record_usage` in the tools, or no automatic calling, is exact.
     """
     calls = 1
     history = response.get("automatic_function_calling_history")

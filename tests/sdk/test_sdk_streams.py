@@ -1459,8 +1459,8 @@ def test_rule_16_bedrocks_stream_inside_a_dict_is_charged_at_its_end(
         assert guarded.settled() == 69
     elif reserve is not None:
         assert guarded.settled() == reserve
-    else:  # the events are plain dicts, of which other words than the text may be counted
-        assert 2 + 10 * texts <= guarded.settled() <= 5 + 10 * texts
+    else:
+        assert guarded.settled() == 2 + 10 * texts
 
 
 class CustomStreamWrapper:
