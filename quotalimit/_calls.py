@@ -79,8 +79,7 @@ class Call(Recorder):
                 if report is not None:
                     part.fold.add(report, known)
                     part.untold = 0
-                    self.remember(sources)
-                    self._read_from += sources
+                    self.remember_latest(sources)
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
@@ -121,7 +120,7 @@ class Call(Recorder):
                 else:
                     part.fold.add(outcome if isinstance(outcome, int) else Report(outcome), known)
                     part.untold = 0
-        self._read_from += sources
+        self._read_from = sources
         self._cut = True
         return self._settle(error)
 
@@ -182,7 +181,7 @@ class Call(Recorder):
             self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]
         self._tell_enclosing(settled)
         self._arguments, self._result, self._read_from = (), None, ()
-        self.recorded, self._sources = [], {}
+        self.recorded, self._sources, self._latest = [], {}, {}
         return settled
 
     def _owed(self, charge: Charge, used: int) -> int:
@@ -218,10 +217,11 @@ class Call(Recorder):
         reported = next((part.fold.readings for part in self._parts if part.fold.readings), [])
         if not reported and not self.recorded and settled and settled[0].used:
             reported = [settled[0].used]
-        if not outer.knows(self._read_from):
+        read_from = (*self.latest, *self._read_from)
+        if not outer.knows(read_from):
             for reading in reported:
                 outer.record(reading, ())
-            outer.remember(self._read_from)
+            outer.remember(read_from)
         if isinstance(outer, Call):
             outer._inside += self._inside
 
