@@ -370,8 +370,17 @@ def _find(result: object, fields: Fields, streaming: bool) -> _Found | None:
                 if found is not None:
                     break
         else:
-            found = _shaped(result, fields, None, None)
+            found = _shaped(result, fields, None, None) or _unparsed(fields)
     return None if found is None or found[0] is _NONSENSE else found
+
+
+def _unparsed(fields: Fields) -> _Found | None:
+    """The usage in an answer that is handed on as it came: `with_raw_response` of OpenAI and Anthropic."""
+    response = fields.get("http_response")
+    if response is None or not isinstance(response.content, bytes):  # that of a stream is not there, and raises
+        return None
+    body = fields_of(response.json())
+    return _held(body, body, False)
 
 
 def _held(holder: object, fields: Fields, streaming: bool) -> _Found | None:

@@ -30,6 +30,9 @@ import openai
 import pytest
 import time_machine
 from google import genai
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from llmock.pytest_plugin import LLMock
 from mistralai.client import Mistral
 from mistralai.client.utils.eventstreaming import EventStream, EventStreamAsync
@@ -1510,6 +1513,102 @@ async def test_a_stream_that_is_sync_and_async_in_one_is_charged_either_way(is_a
     assert guarded.running() == (not whole)
     del stream
     assert guarded.settled() == (55 if whole else 22)
+
+
+# LangChain's chat models, whose `stream` and `astream` are generators of chunks that add up.
+
+
+class Talker(BaseChatModel):
+    """A chat model that says four chunks, of which the first tells what was read and each what was written."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "talker"
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        usage: Any = {"input_tokens": 19, "output_tokens": 52, "total_tokens": 71}
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(content=CHUNK, usage_metadata=usage))])
+
+    def _stream(
+        self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> Iterator[ChatGenerationChunk]:
+        for number in range(4):
+            read = 19 if number == 0 else 0
+            usage: Any = {"input_tokens": read, "output_tokens": 13, "total_tokens": read + 13}
+            yield ChatGenerationChunk(message=AIMessageChunk(content=CHUNK, usage_metadata=usage))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_rule_17_the_chunks_of_langchain_add_up(whole: bool) -> None:
+    model = Talker()
+    guarded = Guarded(RESERVE, lambda model: model.stream("hello"), model)
+    with closing(guarded.call("alice")) as stream:
+        assert len(list(stream if whole else islice(stream, 2))) >= 2
+    assert guarded.settled() == (71 if whole else 45)
+    guarded = Guarded(RESERVE, lambda model: model.astream("hello"), model)
+    async with aclosing(guarded.call("alice")) as items:
+        number = 0
+        async for _ in items:
+            number += 1
+            if number == 2 and not whole:
+                break
+    assert guarded.settled() == (71 if whole else 45)
+
+
+async def test_rule_8_a_call_of_langchain_is_charged_what_its_message_tells() -> None:
+    model = Talker()
+    guarded = Guarded(RESERVE, lambda model: model.invoke("hello"), model)
+    guarded.call("alice")
+    assert guarded.settled() == 71
+    guarded = Guarded(RESERVE, lambda model: model.ainvoke("hello"), model)
+    await guarded.call_async("alice")
+    assert guarded.settled() == 71
+
+
+# Answers that are handed on as they came.
+
+RAW: list[tuple[Ask, dict[str, Any], int]] = [
+    (
+        lambda clients: clients.openai.chat.completions.with_raw_response.create(model="m", messages=HELLO),
+        {"id": "c", "object": "chat.completion", "choices": [], "usage": CHAT_USAGE},
+        55,
+    ),
+    (
+        lambda clients: clients.openai.responses.with_raw_response.create(model="m", input="hello"),
+        {**RESPONSE, "status": "completed", "usage": RESPONSES_USAGE},
+        57,
+    ),
+    (
+        lambda clients: clients.anthropic.messages.with_raw_response.create(model="m", max_tokens=9, messages=HELLO),
+        {"id": "m", "type": "message", "content": [], "usage": {**ANTHROPIC_USAGE, "output_tokens": 46}},
+        71,
+    ),
+]
+
+
+@pytest.mark.parametrize(("ask", "wire", "total"), RAW, ids=["chat", "responses", "anthropic"])
+async def test_rule_8_a_raw_response_is_charged_what_its_body_tells(
+    ask: Ask, wire: dict[str, Any], total: int, server: Server, clients: Any, async_clients: Any
+) -> None:
+    server.script(json.dumps(wire).encode(), kind="application/json")
+    guarded = Guarded(RESERVE, ask, clients)
+    assert guarded.call("alice").http_response.json() == wire
+    assert guarded.settled() == total
+    guarded = Guarded(RESERVE, ask, async_clients)
+    await guarded.call_async("alice")
+    assert guarded.settled() == total
+
+
+def test_rule_8_a_response_whose_body_is_read_later_is_charged_its_reserve(server: Server, clients: Any) -> None:
+    server.script(json.dumps(RAW[0][1]).encode(), kind="application/json")
+    guarded = Guarded(
+        RESERVE,
+        lambda clients: clients.openai.chat.completions.with_streaming_response.create(model="m", messages=HELLO),
+        clients,
+    )
+    with guarded.call("alice") as response:
+        assert response.parse().usage.total_tokens == 55
+    assert guarded.settled() == RESERVE
 
 
 # Against a mock server that was written by others.
