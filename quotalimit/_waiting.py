@@ -159,14 +159,14 @@ class Sleep:
 Flow: TypeAlias = Generator[Ask | Sleep, Any, "Answer"]
 
 
-def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int], answer: Answer, bell: Bell) -> Flow:
-    """Wait until refused claims are admitted, or until a layer that refuses has delayed the call for its patience.
+def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: Bell) -> Flow:
+    """Wait until refused claims are admitted, or until a claim that is refused has delayed the call for its patience.
 
-    `patience` holds microseconds, one for each claim. Returns the last answer, a refusal if it was not worth waiting.
-    The driver sends the store's `Answer` to an `Ask`, and whether the bell rang to a `Sleep`.
+    Returns the last answer, a refusal if it was not worth waiting. The driver sends the store's `Answer` to an `Ask`,
+    and whether the bell rang to a `Sleep`.
     """
     deadlines: dict[int, int] = {}
-    give_up = _give_up_at(answer, patience, deadlines)
+    give_up = _give_up_at(answer, claims, deadlines)
     if give_up is None:
         return answer
     waiter = Waiter(claims, bell)
@@ -180,7 +180,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
                 answer = yield Ask(slept_until)
                 if not answer.refusals:
                     return answer
-                give_up = _give_up_at(answer, patience, deadlines)
+                give_up = _give_up_at(answer, claims, deadlines)
                 if give_up is None:
                     return answer
             wake = give_up
@@ -199,16 +199,16 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
         lines.leave(waiter)
 
 
-def is_worth_waiting(answer: Answer, patience: Sequence[int]) -> bool:
-    """Whether a refused call may yet be admitted within the patience of the layers that refuse."""
-    return bool(answer.refusals) and _give_up_at(answer, patience, {}) is not None
+def is_worth_waiting(answer: Answer, claims: Sequence[Claim]) -> bool:
+    """Whether a refused call may yet be admitted within the patience of the claims that are refused."""
+    return bool(answer.refusals) and _give_up_at(answer, claims, {}) is not None
 
 
-def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:
-    """When the first of the refusing layers has delayed the call for its patience; None if waiting is no use."""
+def _give_up_at(answer: Answer, claims: Sequence[Claim], deadlines: dict[int, int]) -> int | None:
+    """When the first of the refused claims has delayed the call for its patience; None if waiting is no use."""
     now = answer.now
     for place, refusal in answer.refusals.items():
-        deadline = deadlines.setdefault(place, now + patience[place])
+        deadline = deadlines.setdefault(place, now + claims[place].patience)
         if refusal.wait_us is None or deadline <= now:
             return None
         if now + refusal.wait_us > deadline and refusal.reason != "busy":  # an open hold may settle sooner
@@ -272,20 +272,20 @@ class TaskBell:
         return True
 
 
-def _may_wait(answer: Answer, patience: Sequence[int]) -> bool:
-    """Whether a layer that refuses would rather wait."""
-    return any(patience[place] for place in answer.refusals)
+def _may_wait(answer: Answer, claims: Sequence[Claim]) -> bool:
+    """Whether a claim that is refused would rather wait."""
+    return bool(answer.refusals) and any(claims[place].patience for place in answer.refusals)
 
 
-def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+def acquire(store: Store | Several, claims: Sequence[Claim], report: bool) -> Answer:
     """Ask a store for claims, and wait in line where the claims' layers allow it."""
     if store.lines:
         store.lines.announce(claims)
     answer = store.acquire(claims, report=report)
-    if not _may_wait(answer, patience):
+    if not _may_wait(answer, claims):
         return answer
     bell = ThreadBell()
-    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    flow = wait_for_room(store.lines, claims, answer, bell)
     try:
         step = next(flow)
         while True:
@@ -300,17 +300,15 @@ def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[
         flow.close()
 
 
-async def acquire_async(
-    store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool
-) -> Answer:
+async def acquire_async(store: Store | Several, claims: Sequence[Claim], report: bool) -> Answer:
     """The twin of `acquire` for tasks: it waits without blocking the event loop."""
     if store.lines:
         store.lines.announce(claims)
     answer = await store.acquire_async(claims, report=report)
-    if not _may_wait(answer, patience):
+    if not _may_wait(answer, claims):
         return answer
     bell = TaskBell()
-    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    flow = wait_for_room(store.lines, claims, answer, bell)
     try:
         step = next(flow)
         while True:

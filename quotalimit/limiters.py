@@ -177,7 +177,7 @@ class Limiter:
             self.binding = None
             self.__dict__.pop("gate", None)
 
-    def _claims(self, key: Key, need: int, cost: int) -> tuple[Store, list[Claim]]:
+    def _claims(self, key: Key, need: int, cost: int, patience: int = 0) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
         if self.tiers is not None:
             raise InvalidLimit(
@@ -186,7 +186,10 @@ class Limiter:
             )
         identity = identify(key)
         binding = self.bound()
-        return binding.store, [Claim(counts, identity, limit, need, cost, False) for counts, limit in binding.places]
+        claims = [Claim(counts, identity, limit, need, cost, False) for counts, limit in binding.places]
+        for claim in claims:
+            claim.patience = patience
+        return binding.store, claims
 
     def refusal(self, key: Key, answer: Answer) -> LimitExceeded:
         """The exception for a refused call of one limiter."""
@@ -219,12 +222,12 @@ class Limiter:
         return store, [(counts, identity) for counts in store.names.all_of(self)]
 
     def _acquire(self, key: Key, units: int, wait: float) -> Decision:
-        store, claims = self._claims(key, units, units)
-        return self._answered(key, acquire(store, claims, [patience_of(wait)] * len(claims), True))
+        store, claims = self._claims(key, units, units, patience_of(wait))
+        return self._answered(key, acquire(store, claims, True))
 
     async def _acquire_async(self, key: Key, units: int, wait: float) -> Decision:
-        store, claims = self._claims(key, units, units)
-        return self._answered(key, await acquire_async(store, claims, [patience_of(wait)] * len(claims), True))
+        store, claims = self._claims(key, units, units, patience_of(wait))
+        return self._answered(key, await acquire_async(store, claims, True))
 
     def _answered(self, key: Key, answer: Answer) -> Decision:
         hand_over(list(answer.refusals.values()) or answer.decisions)

@@ -17,13 +17,13 @@ _MOST_LATEST: Final = 100
 class Recorder:
     """The usage recorded while a call runs, each source once, and the call that it runs in."""
 
-    __slots__ = ("_latest", "_sources", "enclosing", "finished", "recorded", "records")
+    finished = False
+
+    records = True
+    """Whether a token budget is among the call's layers."""
 
     def __init__(self, enclosing: Recorder | None) -> None:
         self.enclosing = enclosing
-        self.finished = False
-        self.records = True
-        """Whether a token budget is among the call's layers."""
         self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
         self._sources: dict[int, object] = {}
         self._latest: dict[int, object] = {}
@@ -50,12 +50,25 @@ class Recorder:
             del self._latest[next(iter(self._latest))]
 
     @property
+    def has_sources(self) -> bool:
+        """Whether usage has been read from anything."""
+        return bool(self._sources or self._latest)
+
+    def forget(self) -> None:
+        """Let go of what was recorded and read."""
+        self.recorded.clear()
+        self._sources.clear()
+        self._latest.clear()
+
+    @property
     def latest(self) -> tuple[object, ...]:
         """What usage was read from last."""
         return tuple(self._latest.values())
 
-    def knows(self, sources: Iterable[object]) -> bool:
+    def knows(self, sources: tuple[object, ...]) -> bool:
         """Whether usage has been read from one of these objects."""
+        if not sources or not self.has_sources:
+            return False
         return any(id(source) in self._sources or id(source) in self._latest for source in sources)
 
 

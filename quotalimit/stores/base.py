@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
@@ -17,7 +17,20 @@ Counts: TypeAlias = Any
 
 
 Gate: TypeAlias = Callable[[Key], "Decision | bool"]
-"""What admits the calls of one limit that are common: see `Store.gate`."""
+"""What admits the common calls of one limit: see `Store.gate`."""
+
+Gates: TypeAlias = Callable[[Sequence[Key]], "list[Charge] | None"]
+"""What admits the common calls of several limits: see `Store.gates`."""
+
+
+class Ask(NamedTuple):
+    """What every common call asks of one limit: `need` units must fit, `cost` are taken, held or not."""
+
+    counts: Counts
+    limit: Algorithm
+    need: int
+    cost: int
+    holds: bool
 
 
 class Claim:
@@ -27,7 +40,7 @@ class Claim:
     `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
-    `ahead` are the units that all waiting calls need.
+    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
@@ -35,6 +48,7 @@ class Claim:
     before: int = 0
     heads: Sequence[tuple[int, int]] = ()
     ahead: int = 0
+    patience: int = 0
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -120,6 +134,13 @@ class Store(ABC):
         """
         return _no_gate
 
+    def gates(self, asks: Sequence[Ask]) -> Gates:
+        """The same for one key each of several limits, some of them held: the charges of a call that is admitted.
+
+        None, with nothing done, if `acquire` is to be asked, as it is about every refusal.
+        """
+        return _no_gates
+
     @abstractmethod
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         """What `acquire` would decide about each claim; changes nothing."""
@@ -154,6 +175,10 @@ class Store(ABC):
 
 def _no_gate(_key: Key) -> bool:
     return False
+
+
+def _no_gates(_keys: Sequence[Key]) -> None:
+    return None
 
 
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:

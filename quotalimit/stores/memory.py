@@ -11,7 +11,7 @@ from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
 from quotalimit.keys import PLAIN, Identity, Key
-from quotalimit.stores.base import NOTHING, Answer, Charge, Claim, Gate, Store, decide
+from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide
 from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
@@ -47,7 +47,10 @@ class MemoryStore(Store):
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         stripes = self._stripes_of(claims)
-        return _locked(stripes, lambda: _acquire(claims, _now(stripes, not_before), report))
+        if len(stripes) > 1:
+            return _locked(stripes, lambda: _acquire(claims, stripes, not_before, report))
+        with stripes[0].lock:
+            return _acquire(claims, stripes, not_before, report)
 
     def gate(self, counts: MemoryCounts, limit: Algorithm) -> Gate:
         stripes, standing, admit = self._stripes, self.lines.standing, limit.admit
@@ -75,17 +78,38 @@ class MemoryStore(Store):
 
         return admits
 
+    def gates(self, asks: Sequence[Ask]) -> Gates:
+        stripes, standing = self._stripes, self.lines.standing
+
+        def admits(keys: Sequence[Key]) -> list[Charge] | None:
+            if standing or collectors():
+                return None
+            places = set[int]()
+            for key in keys:
+                if type(key) not in PLAIN:
+                    return None
+                places.add(hash(key) % _STRIPES)
+            if len(places) > 1:
+                locked = [stripes[place] for place in sorted(places)]
+                return _locked(locked, lambda: _take_common(asks, keys, locked))
+            stripe = stripes[places.pop()]
+            with stripe.lock:
+                return _take_common(asks, keys, (stripe,))
+
+        return admits
+
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         stripes = self._stripes_of(claims)
-        return _locked(stripes, lambda: _peek(claims, _now(stripes)))
+        return _locked(stripes, lambda: _peek(claims, stripes))
 
     def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
-        for charge, used in settlements:
-            stripe = self._stripe(charge.identity)
-            stripe.late.append((charge, used))
-            if not stripe.lock.locked():
+        for settlement in settlements:
+            stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
+            if stripe.lock.locked():
+                stripe.late.append(settlement)
+            else:
                 with stripe.lock:
-                    stripe.settle(wait=False)
+                    stripe.settle(settlement, wait=False)
         if self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
@@ -125,14 +149,17 @@ class Stripe:
         self.late: list[tuple[Charge, int]] = []
         self.latest = 0
 
-    def settle(self, *, wait: bool = True) -> None:
-        """Close the charges in `late`, if need be at a later time. The lock must be held."""
+    def settle(self, *settlements: tuple[Charge, int], wait: bool = True) -> None:
+        """Close charges, and those in `late`, if need be at a later time. The lock must be held."""
         now = clock.now()
-        self.latest = max(self.latest, now)
+        has_stepped_back = now < self.latest
+        if not has_stepped_back:
+            self.latest = now
+        self.late += settlements
         for _ in range(len(self.late)):
-            charge, used = self.late.pop(0)
-            if charge.open and not _close(charge, used, now, wait):
-                self.late.append((charge, used))
+            charge, used = settlement = self.late.pop(0)
+            if charge.open and not _close(charge, used, now, has_stepped_back, wait):
+                self.late.append(settlement)
 
 
 def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
@@ -146,7 +173,9 @@ def _now(stripes: Sequence[Stripe], not_before: int = 0) -> tuple[int, bool]:
     for stripe in stripes:
         if stripe.late:
             stripe.settle()
-    now = max(clock.now(), not_before)
+    now = clock.now()
+    if now < not_before:
+        now = not_before
     has_stepped_back = False
     for stripe in stripes:
         if now < stripe.latest:
@@ -156,18 +185,17 @@ def _now(stripes: Sequence[Stripe], not_before: int = 0) -> tuple[int, bool]:
     return now, has_stepped_back
 
 
-def _acquire(claims: Sequence[Claim], time: tuple[int, bool], report: bool) -> Answer:
-    now, has_stepped_back = time
+def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int, report: bool) -> Answer:
+    """Take all claims, or none of them. The locks must be held."""
+    now, has_stepped_back = _now(stripes, not_before)
     answer = Answer(now)
     states: list[State] = []
-    new: set[tuple[MemoryCounts, Identity]] = set()
     for place, claim in enumerate(claims):
         counts, identity = claim.counts, claim.identity
         state = counts.load(identity, now)
         if state is None:
             if claim.cost or claim.holds:
-                new.add((counts, identity))
-                counts.make_room(now, sum(other is counts for other, _ in new))
+                _make_room(claims[: place + 1], now)
         elif has_stepped_back:
             state = counts.redate(identity, state, claim.limit, now)
         states.append(state)
@@ -176,34 +204,61 @@ def _acquire(claims: Sequence[Claim], time: tuple[int, bool], report: bool) -> A
             if refusal is not None:
                 answer.refusals[place] = refusal
     if not answer.refusals:
-        for claim, state in zip(claims, states, strict=True):
-            _take(claim, state, now, answer, report)
+        for claim, state in zip(claims, states):  # noqa: B905 - a check costs a tenth of the loop
+            counts, identity, cost = claim.counts, claim.identity, claim.cost
+            borrowed = NOTHING
+            if claim.lenders:
+                borrowed = lend(claim)
+                cost -= sum(borrowed.values())
+            if cost or claim.holds:
+                if claim.before:
+                    state = counts.load(identity, now)
+                after, mark = claim.limit.take(state, cost, now)
+                if after is not state:
+                    counts.young[identity] = state = after
+                if claim.holds:
+                    charge = Charge(claim, mark, cost, borrowed)
+                    counts.hold(identity, charge)
+                    answer.charges.append(charge)
+            if report:
+                answer.decisions.append(decide(claim, state, now, 0, None))
     return answer
 
 
-def _take(claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
-    counts, identity, cost = claim.counts, claim.identity, claim.cost
-    borrowed = NOTHING
-    if claim.lenders:
-        borrowed = lend(claim)
-        cost -= sum(borrowed.values())
-    if cost or claim.holds:
-        if claim.before:
-            state = counts.load(identity, now)
-        before = state
-        state, mark = claim.limit.take(state, cost, now)
-        if state is not before:
-            counts.save(identity, state)
-        if claim.holds:
-            charge = Charge(claim, mark, cost, borrowed)
-            counts.hold(identity, charge)
-            answer.charges.append(charge)
-    if report:
-        answer.decisions.append(decide(claim, state, now, 0, None))
+def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe]) -> list[Charge] | None:
+    """Take what common calls ask for, if it all fits and nothing is special. The locks must be held."""
+    now = clock.now()
+    for stripe in stripes:
+        if stripe.late or now < stripe.latest:
+            return None
+        stripe.latest = now
+    states: list[State] = []
+    for key, (counts, limit, need, _, _) in zip(keys, asks):  # noqa: B905 - a check costs a tenth of the loop
+        state = counts.load(key, now)
+        if state is None or limit.fits(state, need, now):
+            return None
+        states.append(state)
+    charges: list[Charge] = []
+    for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
+        after, mark = limit.take(state, cost, now)
+        if after is not state:
+            counts.young[key] = after
+        if holds:
+            charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
+            counts.hold(key, charge)
+            charges.append(charge)
+    return charges
 
 
-def _peek(claims: Sequence[Claim], time: tuple[int, bool]) -> list[Decision]:
-    now, has_stepped_back = time
+def _make_room(claims: Sequence[Claim], now: int) -> None:
+    """Check that the last of the claims, for which nothing is counted yet, may be counted. Raises `StoreFull`."""
+    counts = claims[-1].counts
+    new = {claim.identity for claim in claims if claim.counts is counts and counts.load(claim.identity, now) is None}
+    counts.make_room(now, len(new))
+
+
+def _peek(claims: Sequence[Claim], stripes: Sequence[Stripe]) -> list[Decision]:
+    now, has_stepped_back = _now(stripes)
     decisions: list[Decision] = []
     for claim in claims:
         counts, identity = claim.counts, claim.identity
@@ -301,6 +356,14 @@ class MemoryCounts:
         else:
             charges.add(charge)
 
+    def release(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open no longer."""
+        charges = self.open.get(identity)
+        if charges is not None:
+            charges.discard(charge)
+            if not charges:
+                del self.open[identity]
+
     def forget(self, identity: Identity) -> None:
         """Drop an identity's state and close its charges."""
         for charge in self.open.pop(identity, ()):
@@ -349,25 +412,26 @@ class MemoryCounts:
             self._moving.release()
 
 
-def _close(charge: Charge, used: int, now: int, wait: bool) -> bool:
+def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:
     """Adjust the count to what a charge's call used.
 
     False, with nothing done, if that would have to wait for a sweep.
     """
-    counts, identity = charge.counts, charge.identity
-    loaded, state = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
-    if not loaded:
-        return False
-    charges = counts.open.get(identity)
-    if charges is not None:
-        charges.discard(charge)
-        if not charges:
-            del counts.open[identity]
-    before = state
-    if state is not None:
-        state = charge.limit.redate(state, now)
-    for lender, change in close(charge, used):
-        state = charge.limit.adjust(state, lender.mark, change, now)
+    counts, identity, limit = charge.counts, charge.identity, charge.limit
+    before = counts.young.get(identity)
+    if before is None:
+        loaded, before = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
+        if not loaded:
+            return False
+    counts.release(identity, charge)
+    state = limit.redate(before, now) if has_stepped_back else before
+    if charge.borrowed:
+        for lender, change in close(charge, used):
+            state = limit.adjust(state, lender.mark, change, now)
+    else:
+        change, charge.open, charge.held = used - charge.held, False, 0
+        if change:
+            state = limit.adjust(state, charge.mark, change, now)
     if state is not before:
-        counts.save(identity, state)
+        counts.young[identity] = state
     return True
