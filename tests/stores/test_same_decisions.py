@@ -187,7 +187,7 @@ BACK = (-1, -999, -5_000, -61_000, -90_000_000)
 @pytest.fixture
 def _no_sweeps() -> Iterator[None]:
     """No state is dropped: one that is idle would come to matter again if the clock stepped back."""
-    with patch.object(MemoryCounts, "_sweep"), patch("quotalimit.stores.rows.Rows.sweep", return_value=0):
+    with patch.object(MemoryCounts, "_sweep"), patch("quotalimit.stores.rows.Rows.sweep"):
         yield
 
 
@@ -198,8 +198,8 @@ def replay(stores: list[Store], trace: list[Any]) -> list[object]:
 
 @contextmanager
 def made(kind: str, count: int) -> Iterator[list[Store]]:
-    with tempfile.TemporaryDirectory() as place, STORES[kind](Path(place)) as make:
-        yield [make() for _ in range(count)]
+    with tempfile.TemporaryDirectory() as directory, STORES[kind](Path(directory)) as place:
+        yield [place.make() for _ in range(count)]
 
 
 others = pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "memory"])
