@@ -7,7 +7,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -365,3 +367,19 @@ def test_rule_21_keys_of_different_types_and_names_with_odd_signs_are_apart(stor
             for _ in range(1 + number % 5):
                 limiter.acquire(key)
             assert used(limiter, key) == 1 + number % 5
+
+
+def test_stores_that_make_one_file_at_the_same_moment_do_not_disturb_each_other(tmp_path: Path) -> None:
+    for turn in range(10):
+        start, stores = threading.Barrier(6), []
+
+        def make(path: Path = tmp_path / f"{turn}.db", start: Any = start, stores: list[Any] = stores) -> bool:
+            start.wait()
+            stores.append(SQLiteStore(path, timeout=5))
+            return RateLimiter("9/day", name="calls", store=stores[-1]).allow("alice")
+
+        with ThreadPoolExecutor(6) as threads:
+            assert all(future.result() for future in [threads.submit(make) for _ in range(6)])
+        assert used(RateLimiter("9/day", name="calls", store=stores[0])) == 6
+        for store in stores:
+            store.close()
