@@ -217,7 +217,7 @@ def _journals(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave", "leave"), moves(*FORWARD)), max_size=30))
 def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
@@ -227,7 +227,7 @@ def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: 
 
 @others
 @pytest.mark.usefixtures("_journals", "_no_sweeps")
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave"), moves(*FORWARD, *BACK)), max_size=30))
 def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
@@ -237,7 +237,7 @@ def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: l
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN), moves(*FORWARD)), max_size=30))
 def test_rule_21_two_processes_decide_as_one_does(kind: str, trace: list[Any]) -> None:
     """But for the word "busy": a process knows only its own holds. Nested calls are always of one process."""
