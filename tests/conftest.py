@@ -33,9 +33,10 @@ STORES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {}
 """The stores on which the contract suites run, by name: each makes a place of its own."""
 
 
-def contract(place: Callable[[Path], Iterator[Place]]) -> None:
+def contract(place: Callable[[Path], Iterator[Place]]) -> Callable[[Path], AbstractContextManager[Place]]:
     """Let the contract suites run on the stores of a place."""
     STORES[place.__name__] = contextmanager(place)
+    return STORES[place.__name__]
 
 
 @contract

@@ -100,9 +100,15 @@ class SQLiteStore(SharedStore):
 
     def _transact(self, question: Question) -> Answer:
         """Answer in one transaction, and write what was settled in the same. The store's lock is held."""
-        self._database.begin(question.deadline)
         changes = self._settlements.take()
         answer = Answer(0)
+        if not (changes or question.claims or question.resets):  # calls used just what they held
+            return answer
+        try:
+            self._database.begin(question.deadline)
+        except BaseException:
+            self._settlements.put_back(changes)
+            raise
         full: StoreFull | None = None
         try:
             with self._database as file:

@@ -78,6 +78,16 @@ def test_rule_11_a_process_that_is_killed_leaves_its_holds_charged_and_loses_not
     assert used(tokens) == 11 + 13 + 3 * 1_000
 
 
+def test_a_process_that_is_killed_in_the_middle_of_a_call_has_made_it_or_not(place: Place) -> None:
+    with worker("count", place) as process:
+        while int(line(process)) < 50:
+            pass
+        process.kill()
+        assert process.stdout is not None
+        said = [50, *map(int, process.stdout.read().split("\n")[:-1])]
+    assert used(limiters(place.make())[1]) in (said[-1], said[-1] + 1)
+
+
 def test_what_is_settled_is_written_when_the_interpreter_ends(place: Place) -> None:
     with worker("settle_at_exit", place) as process:
         assert line(process) == "ready"

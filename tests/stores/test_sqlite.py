@@ -233,6 +233,16 @@ def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> N
     assert used(limiter) == 7
 
 
+def test_a_call_that_used_just_what_it_held_asks_the_file_once(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    @rate_limited("5/day", key="user", refund_on=ConnectionError, name="calls", store=store)
+    def call(user: str) -> None: ...
+
+    with patch.object(store._database, "begin", wraps=store._database.begin) as begin:
+        call("alice")
+        assert begin.call_count == 1
+    assert not store.busy
+
+
 # Large windows
 
 

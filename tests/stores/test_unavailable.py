@@ -264,6 +264,21 @@ async def test_rule_24_the_async_twins_ask_the_other_store(outage: Outage, tmp_p
 # What was settled
 
 
+def test_a_settlement_that_changes_nothing_does_not_end_an_outage(
+    outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = outage.make(on_unavailable="allow")
+    limiter = RateLimiter("9/day", name="calls", store=store)
+    hold = TokenBudget("100/day", name="tokens", store=store).reserve("alice", 10)
+    with outage.lasting():
+        limiter.allow("alice")
+        hold.settle(10)
+        later(outage)
+        store.flush()
+        limiter.allow("alice")
+    assert len(caplog.records) == 1
+
+
 def test_rule_11_what_is_settled_in_an_outage_is_written_after_it(
     outage: Outage, caplog: pytest.LogCaptureFixture
 ) -> None:

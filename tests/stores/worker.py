@@ -60,6 +60,14 @@ def hold(store: Store) -> None:
     sys.stdin.readline()
 
 
+def count(store: Store) -> None:
+    """Charges one token after the other, and says how many, until it is killed."""
+    _, tokens = limiters(store)
+    for number in range(1, 10_000):
+        tokens.charge("alice", 1)
+        say(number)
+
+
 def settle_at_exit(store: Store) -> None:
     """A call has ended, but nobody waits until that is written: the process ends at once."""
     _, tokens = limiters(store)
@@ -68,7 +76,7 @@ def settle_at_exit(store: Store) -> None:
     say("ready")
 
 
-ACTS: dict[str, Callable[[Store], None]] = {act.__name__: act for act in (hammer, hold, settle_at_exit)}
+ACTS: dict[str, Callable[[Store], None]] = {act.__name__: act for act in (hammer, hold, count, settle_at_exit)}
 
 if __name__ == "__main__":
     ACTS[sys.argv[1]](store_from_url(sys.argv[2]))
