@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from quotalimit import MemoryStore, Store, configure
+from quotalimit.stores.sqlite import SQLiteStore
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +22,53 @@ def default_store() -> MemoryStore:
     return store
 
 
-@pytest.fixture(params=["memory"])
-def store(request: pytest.FixtureRequest) -> Store:
+class Place(NamedTuple):
+    """Where stores share their counts, empty at first: `make` makes one, as would a process that is given the `url`."""
+
+    make: Callable[..., Store]
+    url: str | None
+
+
+STORES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {}
+"""The stores on which the contract suites run, by name: each makes a place of its own."""
+
+
+def contract(place: Callable[[Path], Iterator[Place]]) -> Callable[[Path], AbstractContextManager[Place]]:
+    """Let the contract suites run on the stores of a place."""
+    STORES[place.__name__] = contextmanager(place)
+    return STORES[place.__name__]
+
+
+@contract
+def memory(_directory: Path) -> Iterator[Place]:
+    store = MemoryStore()
+    yield Place(lambda **options: MemoryStore(**options) if options else store, None)
+
+
+@contract
+def sqlite(directory: Path) -> Iterator[Place]:
+    made: list[SQLiteStore] = []
+
+    def make(**options: Any) -> Store:
+        made.append(SQLiteStore(directory / "counts.db", **options))
+        return made[-1]
+
+    yield Place(make, f"sqlite:///{directory / 'counts.db'}")
+    for store in made:
+        store.close()
+
+
+@pytest.fixture(params=STORES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A place of each kind of store."""
+    with STORES[request.param](tmp_path) as place:
+        yield place
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
     """Each store on which the contract suites run."""
-    return {"memory": MemoryStore}[request.param]()
+    return place.make()
 
 
 @pytest.fixture

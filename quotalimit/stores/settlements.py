@@ -39,18 +39,19 @@ class Change(NamedTuple):
 class Settlements:
     """Settlements in the order in which they came, and the changes of counts that they amount to.
 
-    `add` takes no lock, since a finalizer may call it anywhere. All else is called under the store's lock. What was
-    taken to be written stays known until it is `written`, or `put_back` to be written first the next time.
+    What adds to them takes no lock, since a finalizer may do so anywhere; all else is called under the store's lock.
+    What was taken to be written stays known until it is `written`, or `put_back` to be written first the next time.
     """
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Charge, int]] = deque()
+        self._bare: deque[Change] = deque()
         self._changes: list[Change] = []
         self._under_way = 0
 
     def __bool__(self) -> bool:
         """Whether anything is not written yet."""
-        return bool(self._queue or self._changes or self._under_way)
+        return bool(self._queue or self._bare or self._changes or self._under_way)
 
     def add(self, charge: Charge, used: int) -> None:
         """Queue a settlement."""
@@ -58,7 +59,7 @@ class Settlements:
 
     def add_changes(self, changes: Iterable[Change]) -> None:
         """Queue changes that no charge stands for."""
-        self._changes += changes
+        self._bare += changes
 
     def take(self) -> list[Change]:
         """Close the charges that are queued; all changes that are to be written now, the oldest first."""
@@ -67,6 +68,8 @@ class Settlements:
             if charge.open:
                 charge.counts.closed(charge)
                 self._changes += [change_of(*adjusted) for adjusted in close(charge, used) if adjusted[1]]
+        while self._bare:
+            self._changes.append(self._bare.popleft())
         changes, self._changes = self._changes, []
         self._under_way += len(changes)
         return changes
@@ -83,6 +86,7 @@ class Settlements:
     def forget(self) -> None:
         """Forget everything: after a fork, it is the parent's to write."""
         self._queue.clear()
+        self._bare.clear()
         self._changes.clear()
         self._under_way = 0
 

@@ -33,29 +33,35 @@ class SharedCounts:
     __slots__ = ("limit_id", "name", "open", "position", "slot", "slowest", "spare")
 
     def __init__(self, name: str, position: int, limit: Algorithm, spare: Counts) -> None:
+        assert isinstance(limit.count_id, tuple)
         self.name = name
         self.position = position
-        self.limit_id = limit.count_id
-        self.open: dict[Identity, set[Charge]] = {}
-        self.slot: Any = None
+        self.limit_id = ":".join(map(str, limit.count_id))
         self.slowest = limit
         self.spare = spare
+        self.slot: Any = None
+        self.open: dict[bytes, set[Charge]] = {}
+
+    def charges(self, identity: Identity) -> Iterable[Charge]:
+        """The charges of an identity that this process holds open."""
+        return self.open.get(written(identity), ()) if self.open else ()
 
     def opened(self, charge: Charge) -> None:
         """Note that a charge is open."""
-        self.open.setdefault(charge.identity, set()).add(charge)
+        self.open.setdefault(written(charge.identity), set()).add(charge)
 
     def closed(self, charge: Charge) -> None:
         """Note that a charge is open no longer."""
-        charges = self.open.get(charge.identity)
+        identity = written(charge.identity)
+        charges = self.open.get(identity)
         if charges is not None:
             charges.discard(charge)
             if not charges:
-                del self.open[charge.identity]
+                del self.open[identity]
 
     def forget(self, identity: Identity) -> None:
         """Close the open charges of an identity: their settlements will do nothing."""
-        for charge in self.open.pop(identity, ()):
+        for charge in self.open.pop(written(identity), ()):
             charge.open = False
             charge.held = 0
 
@@ -128,7 +134,10 @@ class SharedStore(Store):
 
     @abstractmethod
     def _ask(self, question: Question) -> Answer:
-        """Write what was settled, then answer: `decisions` has those of all claims if they are only looked at."""
+        """Write what was settled, then answer: `decisions` has those of all claims if they are only looked at.
+
+        An answer without a time says that there was nothing to ask.
+        """
 
     @abstractmethod
     async def _ask_async(self, question: Question) -> Answer:
@@ -274,7 +283,8 @@ class SharedStore(Store):
         except StoreUnavailable as error:
             self._outage.begin(error)
             raise
-        self._outage.end()
+        if answer.now:  # else there was nothing to ask
+            self._outage.end()
         if answer.charges:
             WRITER.watch(self)
         return answer
@@ -286,15 +296,15 @@ class SharedStore(Store):
         except StoreUnavailable as error:
             self._outage.begin(error)
             raise
-        self._outage.end()
+        if answer.now:  # else there was nothing to ask
+            self._outage.end()
         if answer.charges:
             WRITER.watch(self)
         return answer
 
     def _undo(self, question: Question, answer: Answer) -> None:
         """Give back what was taken for a call that was cancelled meanwhile."""
-        with self._lock:
-            self._settlements.add_changes(question.plain)
+        self._settlements.add_changes(question.plain)
         WRITER.watch(self)
         self.settle([(charge, 0) for charge in answer.charges])
         self._ring([(claim.counts, claim.identity) for claim in question.claims])
