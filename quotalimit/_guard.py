@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -146,6 +146,7 @@ class Asked:
         """Take a store's answer. Raises `LimitExceeded` if it is a refusal."""
         if answer.refusals:
             raise self._refusal(turn, answer)
+        self._label(turn, enumerate(answer.decisions))
         self.decisions += answer.decisions
         charges = iter(answer.charges)
         for claim, number in zip(turn.claims, turn.owners, strict=True):
@@ -178,8 +179,15 @@ class Asked:
             part.decisions.clear()
         self.decisions.clear()
 
+    def _label(self, turn: Turn, decisions: Iterable[tuple[int, Decision]]) -> None:
+        """Say on decisions, each at the place of its claim, whose they are."""
+        for place, decision in decisions:
+            number = turn.owners[place]
+            self._layers[number].limiter.label((decision,), alone=turn.owners.count(number) == 1)
+
     def _refusal(self, turn: Turn, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
+        self._label(turn, answer.refusals.items())
         hand_over(answer.refusals.values())
         place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
         number = turn.owners[place]

@@ -22,11 +22,15 @@ Reason: TypeAlias = Literal["exhausted", "busy", "too_large"]
 `"too_large"`: it asks for more than the limit can ever hold; `retry_after` is None.
 """
 
+Unit: TypeAlias = Literal["requests", "tokens"]
+"""What a limit counts: a rate limiter requests, a token budget tokens."""
+
 
 class Decision:
     """A store's answer about one limit: whether the call is admitted, and what is left. True if it is.
 
-    `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted.
+    `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted. `unit`
+    is what they are, `policy` what headers call the limit: its name, and its rate too where others share the name.
     `settlement` says what a token budget charged a decorated call in the end, once it has ended. `wait_us` is
     `retry_after` in microseconds.
     """
@@ -36,10 +40,12 @@ class Decision:
         "allowed",
         "limit",
         "name",
+        "policy",
         "reason",
         "remaining",
         "requested",
         "settlement",
+        "unit",
         "used",
         "wait_us",
     )
@@ -56,6 +62,8 @@ class Decision:
         reason: Reason | None,
     ) -> None:
         self.name: str = name
+        self.policy: str = name
+        self.unit: Unit = "requests"
         self.limit: Rate = limit
         self.requested: int = requested
         self.used: int = used
@@ -97,7 +105,8 @@ class Decision:
             self._reset,
             self.reason,
         )
-        return Decision, made_of, (None, {"settlement": self.settlement})
+        known_later = {"settlement": self.settlement, "policy": self.policy, "unit": self.unit}
+        return Decision, made_of, (None, known_later)
 
     def __bool__(self) -> bool:
         return self.allowed
