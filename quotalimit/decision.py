@@ -32,11 +32,10 @@ class Decision:
     `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted. `unit`
     is what they are, `policy` what headers call the limit: its name, and its rate too where others share the name.
     `settlement` says what a token budget charged a decorated call in the end, once it has ended. `wait_us` is
-    `retry_after` in microseconds.
+    `retry_after` in microseconds, `reset_us` is `reset_at` in microseconds since 1970.
     """
 
     __slots__ = (
-        "_reset",
         "allowed",
         "limit",
         "name",
@@ -44,6 +43,7 @@ class Decision:
         "reason",
         "remaining",
         "requested",
+        "reset_us",
         "settlement",
         "unit",
         "used",
@@ -72,7 +72,7 @@ class Decision:
         self.allowed: bool = reason is None
         self.settlement: Settlement | None = None
         self.wait_us: int | None = wait
-        self._reset: int = reset
+        self.reset_us: int = reset
 
     @property
     def retry_after(self) -> float | None:
@@ -90,7 +90,7 @@ class Decision:
         from datetime import datetime, timedelta
 
         try:
-            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._reset)
+            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.reset_us)
         except OverflowError:  # a debt of more than eight thousand years
             return datetime.max.replace(tzinfo=UTC)
 
@@ -102,7 +102,7 @@ class Decision:
             self.used,
             self.remaining,
             self.wait_us,
-            self._reset,
+            self.reset_us,
             self.reason,
         )
         known_later = {"settlement": self.settlement, "policy": self.policy, "unit": self.unit}
@@ -115,7 +115,7 @@ class Decision:
         return isinstance(other, Decision) and all(getattr(self, s) == getattr(other, s) for s in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.limit, self.used, self.wait_us, self._reset))
+        return hash((self.name, self.limit, self.used, self.wait_us, self.reset_us))
 
     def __repr__(self) -> str:
         verdict = "admitted" if self.allowed else self.reason
