@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary, finalize, ref
 
+from quotalimit._bodies import drive_body
 from quotalimit._calls import Call
 from quotalimit._generators import drive, drive_async, first, first_async, later
 
@@ -51,7 +52,8 @@ def deliver(call: Call, result: Any) -> Any:
         for name in _STREAM_FIELDS:
             if _is_stream(result.get(name)) and watch(call, result[name]):
                 return result
-    call.finish(result)
+    if not drive_body(call, result):
+        call.finish(result)
     return result
 
 

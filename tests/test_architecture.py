@@ -111,7 +111,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "failures", "recording", "settlement"},
     "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "limiters", "recording"},
     "_generators": {"_guard", "_calls", "recording"},
-    "_streams": {"_guard", "_calls", "_generators", "recording"},
+    "_bodies": {"_calls", "_generators"},
+    "_streams": {"_bodies", "_guard", "_calls", "_generators", "recording"},
     "_wrapping": {"_guard", "_calls", "_layers", "_generators", "_streams", "recording"},
     "holds": {*BASICS, *READERS, "_calls", "_guard", "_layers", "failures", "recording", "settlement"},
 }
