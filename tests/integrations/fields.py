@@ -14,7 +14,7 @@ Policies = dict[str, dict[str, Any]]
 def read(headers: Mapping[str, str], field: str) -> Policies:
     """The items of a field. Fails for what is not a List of Strings of different names with parameters."""
     items: Any = http_sf.parse(headers[field].encode("ascii"), tltype="list")
-    policies = {name: parameters for name, parameters in items}
+    policies = dict(items)
     assert all(type(name) is str for name in policies)
     assert len(policies) == len(items)
     return policies
