@@ -46,7 +46,8 @@ LONGEST_REASON: Final = 123
 def install(app: Starlette, *, x_ratelimit: bool = False) -> None:
     """Answer breaches with 429 (or 413, 503), put the headers of limits on all answers, and document the 429.
 
-    Call it after other middleware has been added, and on mounted applications too. `x_ratelimit` adds `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
+    Call it after other middleware has been added, and on mounted applications too.
+    `x_ratelimit` adds `X-RateLimit-Limit`, `-Remaining` and `-Reset`.
     """
 
     async def answer(connection: HTTPConnection, error: Exception) -> Response | None:
