@@ -73,8 +73,8 @@ def address_in(text: str) -> Address | None:
     """The address in an entry: bare, or with brackets and a port; None if there is none."""
     text = text.strip()
     if text.startswith("["):
-        text, _, port = text[1:].partition("]")
-        if port and not (port[0] == ":" and _is_port(port[1:])):
+        text, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not (port[0] == ":" and _is_port(port[1:]))):
             return None
     elif text.count(":") == 1:
         text, _, port = text.partition(":")
