@@ -8,6 +8,7 @@ settled when the body ends, or when the client goes away and the server drops it
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 from quotalimit._calls import Call
@@ -19,11 +20,8 @@ _FIELDS: Final = {"starlette": "body_iterator", "werkzeug": "response", "django"
 
 def drive_body(call: Call, response: Any) -> bool:
     """Run the body of a streaming response for a call. False if this is not one."""
-    for base in type(response).__mro__[:-1]:
-        field = _FIELDS.get(base.__module__.partition(".")[0])
-        if field is not None:
-            break
-    else:
+    field = _field_of(type(response))  # type: ignore[arg-type]  # mypy takes a class for one of its instances
+    if field is None:
         return False
     if getattr(response, "file_to_stream", None) is not None:  # Django sends files its own way
         return False
@@ -35,6 +33,12 @@ def drive_body(call: Call, response: Any) -> bool:
     else:
         return False
     return True
+
+
+@lru_cache(256)
+def _field_of(kind: type) -> str | None:
+    packages = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((_FIELDS[package] for package in packages if package in _FIELDS), None)
 
 
 def _each(body: Iterable[Any]) -> Generator[Any]:

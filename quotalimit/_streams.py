@@ -43,6 +43,8 @@ def deliver(call: Call, result: Any) -> Any:
         return result
     if inspect.isawaitable(result) and not any(hasattr(type(result), name) for name in _MORE_THAN_AWAITABLE):
         return later(call, result, deliver)
+    if drive_body(call, result):
+        return result
     if _is_stream(result):
         if watch(call, result):
             return result
@@ -52,8 +54,7 @@ def deliver(call: Call, result: Any) -> Any:
         for name in _STREAM_FIELDS:
             if _is_stream(result.get(name)) and watch(call, result[name]):
                 return result
-    if not drive_body(call, result):
-        call.finish(result)
+    call.finish(result)
     return result
 
 

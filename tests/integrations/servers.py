@@ -88,3 +88,16 @@ class ModelServer:
 def _event(chunk: dict[str, Any]) -> str:
     common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 0, "model": "a-model"}
     return f"data: {json.dumps(common | chunk)}\n\n"
+
+
+@contextmanager
+def serving(server: Any) -> Iterator[str]:
+    """Run a server of the standard library's kind in a thread; yields its address."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
