@@ -103,8 +103,9 @@ class RateLimitMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = http.rate_limit_headers(seen, x_ratelimit=self._x_ratelimit)
-                MutableHeaders(scope=message).update(headers)
+                if seen:
+                    headers = http.rate_limit_headers(seen, x_ratelimit=self._x_ratelimit)
+                    MutableHeaders(scope=message).update(headers)
             seen.clear()  # a stream may make many calls, whose headers are too late
             await send(message)
 

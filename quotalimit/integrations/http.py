@@ -24,11 +24,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from quotalimit import clock
-from quotalimit.decision import Decision, slowest
+from quotalimit.decision import Decision, Unit, slowest
 from quotalimit.errors import LimitExceeded, StoreError
+
+if TYPE_CHECKING:
+    from quotalimit.rate import Rate
 
 PROBLEM_TYPE: Final = "application/problem+json"
 """The media type of the body (RFC 9457)."""
@@ -118,8 +122,8 @@ def rate_limit_headers(decisions: Iterable[Decision], *, x_ratelimit: bool = Fal
         return {}
     refused = not all(last.values())
     headers = {
-        "RateLimit-Policy": ", ".join(_policy(decision) for decision in last.values()),
-        "RateLimit": ", ".join(_service_limit(decision, refused) for decision in last.values()),
+        "RateLimit-Policy": ", ".join([_policy(d.policy, d.limit, d.unit) for d in last.values()]),
+        "RateLimit": ", ".join([_service_limit(d, refused) for d in last.values()]),
     }
     if x_ratelimit:
         binding = slowest(last.values())
@@ -138,12 +142,12 @@ def remaining_of(decision: Decision) -> int:
     return max(0, decision.remaining + settled.held - settled.used)
 
 
-def _policy(decision: Decision) -> str:
-    item = f"{_string(decision.policy)};q={_integer(decision.limit.amount)}"
-    if decision.unit != "requests":
-        item += f";qu={_string(decision.unit)}"
-    period = decision.limit.period
-    return item if period is None else f"{item};w={_integer(period // SECOND)}"
+@lru_cache(1024)
+def _policy(name: str, limit: Rate, unit: Unit) -> str:
+    item = f"{_string(name)};q={_integer(limit.amount)}"
+    if unit != "requests":
+        item += f";qu={_string(unit)}"
+    return item if limit.period is None else f"{item};w={_integer(limit.period // SECOND)}"
 
 
 def _service_limit(decision: Decision, refused: bool) -> str:
@@ -166,6 +170,7 @@ def _integer(number: int) -> str:
     return str(min(number, LARGEST_INTEGER))
 
 
+@lru_cache(1024)
 def _string(text: str) -> str:
     escaped = _printable(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
