@@ -311,7 +311,7 @@ def run_probes() -> None:
         cells = []
         for make in CONTENDERS.values():
             app = make(LIMIT, SECONDS)
-            with uvicorn_serving(app) as url, httpx.Client(base_url=url, timeout=10) as client:
+            with uvicorn_serving(app) as url, httpx.Client(base_url=url, timeout=30) as client:
                 try:
                     cells.append(probe.ask(client, app))
                 except Exception as error:  # part of the answer

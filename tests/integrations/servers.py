@@ -41,7 +41,7 @@ def uvicorn_serving(app: Any, **options: Any) -> Iterator[str]:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
-            assert server.ready.wait(10)
+            assert server.ready.wait(30)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
@@ -50,7 +50,7 @@ def uvicorn_serving(app: Any, **options: Any) -> Iterator[str]:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something is so in another thread."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "it never came to be so"
         time.sleep(0.005)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -70,7 +72,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
     with uvicorn_serving(example_app.app, lifespan="on") as url:
 
         def connect(user: str | None = None, address: str = "127.0.0.1") -> httpx.Client:
-            client = httpx.Client(base_url=url, transport=httpx.HTTPTransport(local_address=address), timeout=10)
+            client = httpx.Client(base_url=url, transport=httpx.HTTPTransport(local_address=address), timeout=30)
             clients.append(client)
             if user is not None:
                 login = {"user": user, "password": example_app.PASSWORDS[user]}
@@ -158,6 +160,22 @@ def test_twenty_requests_a_minute_by_user(connect: Connect, clock: time_machine.
     assert here.get("/me").status_code == 429
     assert bob.get("/me").status_code == 200
     assert_refused_until(refused, "by-user", 60, lambda: here.get("/me").status_code, clock)
+
+
+def test_the_readme_shows_an_answer_as_it_is(connect: Connect, clock: time_machine.Traveller) -> None:
+    client = connect("alice")
+    for _ in range(20):
+        client.get("/me")
+    clock.shift(timedelta(seconds=10))
+    answer = client.get("/me")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (shown,) = re.findall(r"^```http\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    head, _, body = shown.partition("\n\n")
+    status, *lines = head.splitlines()
+    assert status == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert headers == {name: answer.headers[name] for name in headers}
+    assert " ".join(body.split()) == answer.text
 
 
 def test_ten_thousand_tokens_a_day(
