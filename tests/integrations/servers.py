@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 
 class _Server(uvicorn.Server):
@@ -46,6 +47,23 @@ def uvicorn_serving(app: Any, **options: Any) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+class Watched:
+    """An ASGI application, and whether it has been told that a client went away in the middle of an answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.client_has_gone = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def watch() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.client_has_gone.set()
+            return message
+
+        await self.app(scope, watch, send)
 
 
 def eventually(condition: Callable[[], bool]) -> None:

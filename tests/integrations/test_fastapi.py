@@ -312,11 +312,16 @@ def test_a_limit_in_middleware_holds_for_everything_that_is_not_found_too() -> N
         await everything.acquire_async(by_address(request))
         return await call_next(request)
 
+    @app.get("/somewhere")
+    @rate_limited("9/minute", key="user", name="inside")
+    def somewhere(user: str) -> None: ...
+
     install(app)
     client = serve(app)
-    answers = [client.get("/nowhere") for _ in range(3)]
-    assert [answer.status_code for answer in answers] == [404, 404, 429]
+    answers = [client.get(path) for path in ("/somewhere?user=alice", "/nowhere", "/somewhere?user=alice")]
+    assert [answer.status_code for answer in answers] == [200, 404, 429]
     assert [limits(answer.headers)["everything"]["r"] for answer in answers] == [1, 0, 0]
+    assert [list(limits(answer.headers)) for answer in answers] == [["everything", "inside"], *[["everything"]] * 2]
     assert answers[2].headers["Retry-After"] == "60"
 
 

@@ -13,7 +13,6 @@ import pytest
 import time_machine
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -22,7 +21,7 @@ from quotalimit.integrations.fastapi import client_address, install
 
 from ..helpers import open_holds, used
 from .fields import limits
-from .servers import eventually, uvicorn_serving
+from .servers import Watched, eventually, uvicorn_serving
 
 NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
@@ -40,7 +39,6 @@ class Streams:
     def __init__(self, **options: Any) -> None:
         self.budget = TokenBudget("100/day", name="tokens")
         self.go_on = threading.Event()
-        self.client_has_gone = threading.Event()
         self.app = FastAPI()
         install(self.app)
 
@@ -68,20 +66,12 @@ class Streams:
         async def in_the_loop(user: str) -> StreamingResponse:
             return StreamingResponse(parts_async())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def watch() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.client_has_gone.set()
-            return message
-
-        await self.app(scope, watch, send)
-
 
 @pytest.mark.parametrize("path", ["sync", "async"])
 def test_a_decorated_endpoint_whose_client_goes_away_is_charged_for_what_was_written(path: str) -> None:
     streams = Streams(reserve=80)
-    with uvicorn_serving(streams) as url:
+    app = Watched(streams.app)
+    with uvicorn_serving(app) as url:
         with httpx.stream("GET", f"{url}/{path}?user=alice", timeout=30) as answer:
             assert limits(answer.headers) == {"tokens": {"r": 20, "t": 12 * 3600}}
             parts, read = answer.iter_text(), ""  # kept: an iterator that is dropped closes the connection
@@ -89,7 +79,7 @@ def test_a_decorated_endpoint_whose_client_goes_away_is_charged_for_what_was_wri
                 read += next(parts)
             assert open_holds(streams.budget) == 1
             assert httpx.get(f"{url}/{path}?user=alice", timeout=30).status_code == 429
-        assert streams.client_has_gone.wait(30)
+        assert app.client_has_gone.wait(30)
         if path == "sync":  # a thread cannot be interrupted: it ends with the part that it is at
             streams.go_on.set()
         eventually(lambda: open_holds(streams.budget) == 0)
