@@ -97,6 +97,17 @@ async def stream_async(request: HttpRequest, user: str) -> StreamingHttpResponse
     return StreamingHttpResponse(parts())
 
 
+@token_budget("1M/day", key="user", reserve=80, name="endless")
+async def endless(request: HttpRequest, user: str) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(1_000):
+            await asyncio.sleep(0)  # one that never waits cannot be interrupted
+            record_usage(10)
+            yield b"x" * 1_000_000
+
+    return StreamingHttpResponse(parts())
+
+
 def too_large(request: HttpRequest) -> HttpResponse:
     RateLimiter("5/minute").acquire("alice", cost=6)
     raise AssertionError
@@ -118,6 +129,7 @@ urlpatterns = [
     path("proxied", proxied),
     path("stream/<user>", stream),
     path("stream-async/<user>", stream_async),
+    path("endless/<user>", endless),
     path("too-large", too_large),
     path("down", down),
     path("broken", broken),
@@ -258,6 +270,19 @@ def test_a_stream_is_charged_when_it_ends_and_when_the_client_goes_away(server: 
         assert len(httpx.get(f"{url}/{view}/alice", timeout=30).content) == 5_000_000
         eventually(lambda: open_holds(budget) == 0)
         assert used(budget) == before + 500
+
+
+def test_a_client_that_stops_reading_and_goes_away_leaves_no_hold() -> None:
+    """The server is waiting for room to send then, and not for the next part."""
+    (budget,) = limiters_of(endless)
+    assert isinstance(budget, TokenBudget)
+    with serve("asgi") as url:
+        with httpx.stream("GET", f"{url}/endless/alice", timeout=30) as answer:
+            received = answer.iter_bytes()
+            assert next(received)
+            assert open_holds(budget) == 1
+        eventually(lambda: open_holds(budget) == 0)
+    assert 0 < used(budget) < 10_000
 
 
 def test_a_peer_without_an_address_is_refused_with_a_word_on_what_to_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -85,6 +86,41 @@ def test_a_decorated_endpoint_whose_client_goes_away_is_charged_for_what_was_wri
         eventually(lambda: open_holds(streams.budget) == 0)
         assert used(streams.budget) == (40 if path == "sync" else 30)
         streams.go_on.set()
+
+
+@pytest.mark.parametrize("path", ["sync", "async"])
+def test_a_client_that_stops_reading_and_goes_away_leaves_no_hold(path: str) -> None:
+    """The server is waiting for room to send then, and not for the next part."""
+    budget, app = TokenBudget("1M/day", name="tokens"), FastAPI()
+
+    @app.get("/sync")
+    @token_budget(budget, key="user", reserve=80)
+    def sync(user: str) -> StreamingResponse:
+        def parts() -> Iterator[bytes]:
+            for _ in range(1_000):
+                record_usage(10)
+                yield b"x" * 1_000_000
+
+        return StreamingResponse(parts())
+
+    @app.get("/async")
+    @token_budget(budget, key="user", reserve=80)
+    async def in_the_loop(user: str) -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(1_000):
+                await asyncio.sleep(0)  # one that never waits cannot be interrupted
+                record_usage(10)
+                yield b"x" * 1_000_000
+
+        return StreamingResponse(parts())
+
+    with uvicorn_serving(app) as url:
+        with httpx.stream("GET", f"{url}/{path}?user=alice", timeout=30) as answer:
+            received = answer.iter_bytes()
+            assert next(received)
+            assert open_holds(budget) == 1
+        eventually(lambda: open_holds(budget) == 0)
+    assert 0 < used(budget) < 10_000
 
 
 @pytest.mark.parametrize("path", ["sync", "async"])
