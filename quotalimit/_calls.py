@@ -39,7 +39,7 @@ class Call(Recorder):
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
-    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_written")
+    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_unflushed", "_written")
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         super().__init__(enclosing)
@@ -53,6 +53,13 @@ class Call(Recorder):
         self._ends = [None]
         self._inside: list[tuple[Counts, Identity, int]] = []
         """What nested calls, perhaps in other threads, have charged, and where."""
+        self._unflushed: Sequence[Store] = ()
+        """The stores that have yet to keep what was settled."""
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """How the call was admitted, if it was asked with a report."""
+        return [decision for part in self._parts for decision in part.decisions]
 
     def see(self, item: object) -> None:
         """Read an item of a stream: the usage that it tells, and the text that has arrived."""
@@ -72,8 +79,7 @@ class Call(Recorder):
                 if report is not None:
                     part.fold.add(report, known)
                     part.untold = 0
-                    self.remember(sources)
-                    self._read_from += sources
+                    self.remember_latest(sources)
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
@@ -114,7 +120,7 @@ class Call(Recorder):
                 else:
                     part.fold.add(outcome if isinstance(outcome, int) else Report(outcome), known)
                     part.untold = 0
-        self._read_from += sources
+        self._read_from = sources
         self._cut = True
         return self._settle(error)
 
@@ -134,6 +140,18 @@ class Call(Recorder):
             if charge.open and charge.counts is counts and charge.identity == identity
         ]
         return own + lenders(self.enclosing, counts, identity)
+
+    def flush(self) -> None:
+        """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
+        for store in self._unflushed:
+            store.flush()
+        self._unflushed = ()
+
+    async def flush_async(self) -> None:
+        """The twin of `flush`. A cancellation does not undo it: it is only waited for no longer."""
+        unflushed, self._unflushed = self._unflushed, ()
+        for store in unflushed:
+            await store.flush_async()
 
     def _end(self) -> bool:
         """Whether this is the first end of the call, of which there may be several, in several threads."""
@@ -157,12 +175,13 @@ class Call(Recorder):
             else:
                 refunds = isinstance(part.layer, RateLayer) and isinstance(error, part.layer.refund_on)
                 charges += [(charge, 0 if refunds else part.reserve) for charge in part.charges]
+        self._unflushed = [store for store in due if store.blocking]
         for store, settlements in due.items():
             store.settle(settlements)
             self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]
         self._tell_enclosing(settled)
         self._arguments, self._result, self._read_from = (), None, ()
-        self.recorded, self._sources = [], {}
+        self.recorded, self._sources, self._latest = [], {}, {}
         return settled
 
     def _owed(self, charge: Charge, used: int) -> int:
@@ -198,10 +217,11 @@ class Call(Recorder):
         reported = next((part.fold.readings for part in self._parts if part.fold.readings), [])
         if not reported and not self.recorded and settled and settled[0].used:
             reported = [settled[0].used]
-        if not outer.knows(self._read_from):
+        read_from = (*self.latest, *self._read_from)
+        if not outer.knows(read_from):
             for reading in reported:
                 outer.record(reading, ())
-            outer.remember(self._read_from)
+            outer.remember(read_from)
         if isinstance(outer, Call):
             outer._inside += self._inside
 

@@ -50,9 +50,11 @@ def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) 
             item = stream.send(value) if thrown is None else stream.throw(thrown)
         except StopIteration as stop:
             call.finish(stop.value)
+            call.flush()
             return stop.value
         except BaseException as error:
             call.fail(error)
+            call.flush()
             raise
         finally:
             end(token)
@@ -96,10 +98,12 @@ async def drive_async(
         except StopAsyncIteration:
             if call is not None:
                 call.finish()
+                await call.flush_async()
             return
         except BaseException as error:
             if call is not None:
                 call.fail(error)
+                await call.flush_async()
             raise
         finally:
             end(token)

@@ -16,6 +16,7 @@ from quotalimit import clock
 
 if TYPE_CHECKING:
     from quotalimit.stores.base import Answer, Claim, Store
+    from quotalimit.stores.several import Several
 
 FOREVER: Final = 1 << 62
 """Microseconds; the patience of `wait=math.inf`."""
@@ -62,19 +63,19 @@ class Line:
 
 
 class Lines:
-    """The lines of a store in this process, one for each place at which somebody waits. True if there is any."""
+    """The lines of this process, one for each place at which somebody waits. True if there is any."""
 
     def __init__(self) -> None:
-        self._lines: dict[Place, Line] = {}
+        self.standing: dict[Place, Line] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self.standing)
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
             for place, need in waiter.needs.items():
-                line = self._lines.setdefault(place, Line())
+                line = self.standing.setdefault(place, Line())
                 line.waiters.append(waiter)
                 line.need += need
 
@@ -86,7 +87,7 @@ class Lines:
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
         with self._lock:
-            return all(self._head(self._lines[place]) is waiter for place in waiter.needs)
+            return all(self._head(self.standing[place]) is waiter for place in waiter.needs)
 
     def _head(self, line: Line) -> Waiter | None:
         """The first call of a line that can still be woken; those before it are taken out of their lines."""
@@ -99,7 +100,7 @@ class Lines:
 
     def _remove(self, waiter: Waiter) -> None:
         for place, need in waiter.needs.items():
-            line = self._lines.get(place, Line())
+            line = self.standing.get(place, Line())
             try:
                 line.waiters.remove(waiter)
             except ValueError:  # it was taken out as dead
@@ -108,11 +109,11 @@ class Lines:
             if line.waiters:
                 line.waiters[0].bell.ring()
             else:
-                del self._lines[place]
+                del self.standing[place]
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
-        line = self._lines.get(place)
+        line = self.standing.get(place)
         if line is not None:
             try:
                 line.waiters[0].bell.ring()
@@ -124,13 +125,17 @@ class Lines:
         with self._lock:
             for claim in claims:
                 place = (claim.counts, claim.identity)
-                line = self._lines.get(place)
+                line = self.standing.get(place)
                 head = None if line is None else self._head(line)
                 if line is None or head is None or head is waiter:
                     claim.heads, claim.ahead = (), 0
                     continue
                 claim.heads = ((head.needs[place], head.due),)
                 claim.ahead = line.need - (waiter.needs[place] if waiter is not None else 0)
+
+
+LINES: Final = Lines()
+"""One for all stores, so that a call may stand in lines of several without ever waiting for itself."""
 
 
 class Ask:
@@ -183,19 +188,20 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
                 waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
                 wake = min(wake, waiter.due)
             before = clock.now()
-            nap = min(max(wake - max(answer.now, slept_until), 0), _LONGEST_SLEEP)
+            nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
-            now = clock.now()
-            if not rang and now <= before:  # a clock that stands still: what was slept has passed all the same
-                slept_until = now = max(slept_until, before) + nap
-            answer.now = max(answer.now, now)
+            passed = clock.now() - before  # the store's clock need not agree with ours
+            if not rang and passed <= 0:  # a clock that stands still: what was slept has passed all the same
+                passed = nap
+                slept_until = answer.now + nap
+            answer.now += max(passed, 0)
     finally:
         lines.leave(waiter)
 
 
 def is_worth_waiting(answer: Answer, patience: Sequence[int]) -> bool:
     """Whether a refused call may yet be admitted within the patience of the layers that refuse."""
-    return _give_up_at(answer, patience, {}) is not None
+    return bool(answer.refusals) and _give_up_at(answer, patience, {}) is not None
 
 
 def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:
@@ -266,18 +272,17 @@ class TaskBell:
         return True
 
 
-def _ask_first(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> tuple[Answer, bool]:
-    """A newcomer's answer, and whether a layer that refuses would rather wait."""
+def _may_wait(answer: Answer, patience: Sequence[int]) -> bool:
+    """Whether a layer that refuses would rather wait."""
+    return any(patience[place] for place in answer.refusals)
+
+
+def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+    """Ask a store for claims, and wait in line where the claims' layers allow it."""
     if store.lines:
         store.lines.announce(claims)
     answer = store.acquire(claims, report=report)
-    return answer, any(patience[place] for place in answer.refusals)
-
-
-def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
-    """Ask a store for claims, and wait in line where the claims' layers allow it."""
-    answer, may_wait = _ask_first(store, claims, patience, report)
-    if not may_wait:
+    if not _may_wait(answer, patience):
         return answer
     bell = ThreadBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
@@ -295,10 +300,14 @@ def acquire(store: Store, claims: Sequence[Claim], patience: Sequence[int], repo
         flow.close()
 
 
-async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+async def acquire_async(
+    store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool
+) -> Answer:
     """The twin of `acquire` for tasks: it waits without blocking the event loop."""
-    answer, may_wait = _ask_first(store, claims, patience, report)
-    if not may_wait:
+    if store.lines:
+        store.lines.announce(claims)
+    answer = await store.acquire_async(claims, report=report)
+    if not _may_wait(answer, patience):
         return answer
     bell = TaskBell()
     flow = wait_for_room(store.lines, claims, patience, answer, bell)
@@ -306,7 +315,7 @@ async def acquire_async(store: Store, claims: Sequence[Claim], patience: Sequenc
         step = next(flow)
         while True:
             if isinstance(step, Ask):
-                step = flow.send(store.acquire(claims, not_before=step.not_before, report=report))
+                step = flow.send(await store.acquire_async(claims, not_before=step.not_before, report=report))
             else:
                 step = flow.send(await bell.wait(step.microseconds / 1e6))
     except StopIteration as stop:

@@ -150,6 +150,5 @@ def collect_decisions() -> Generator[list[Decision]]:
             pass
 
 
-def collectors() -> tuple[list[Decision], ...]:
-    """The lists of the `collect_decisions` blocks that are open."""
-    return _seen.get()
+collectors: Final = _seen.get
+"""The lists of the `collect_decisions` blocks that this call is made in."""

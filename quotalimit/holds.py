@@ -51,11 +51,17 @@ class Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.leave(error)
+        self._call.flush()
+
+    def leave(self, error: BaseException | None) -> Call:
+        """End the block: settle by what is known, if nobody has."""
         with self._settling:
             if self.settlement is None:
                 (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
         if self._token is not None:
             end(self._token)
+        return self._call
 
     def __del__(self) -> None:
         self._call.finish()
@@ -79,17 +85,15 @@ class HoldLater:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._hold is not None
-        self._hold.__exit__(kind, error, trace)
+        await self._hold.leave(error).flush_async()
 
     async def _take(self) -> Hold:
-        asked = _asked(*self._ask)
-        return _hold(asked, await admit_async(asked, report=True))
+        return _hold(await admit_async(_asked(*self._ask), report=True))
 
 
 def take(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Hold:
     """Hold tokens at once. Raises `TokenBudgetExceeded`."""
-    asked = _asked(budget, key, tokens, patience)
-    return _hold(asked, admit(asked, report=True))
+    return _hold(admit(_asked(budget, key, tokens, patience), report=True))
 
 
 def _asked(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Asked:
@@ -97,6 +101,6 @@ def _asked(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Asked:
     return Asked((layer,), (key,), ())
 
 
-def _hold(asked: Asked, call: Call | None) -> Hold:
+def _hold(call: Call | None) -> Hold:
     assert call is not None
-    return Hold(call, slowest(asked.decisions))
+    return Hold(call, slowest(call.decisions))

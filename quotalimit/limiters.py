@@ -12,7 +12,7 @@ from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
 from quotalimit.decision import Decision, Unit, collectors, slowest
 from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
-from quotalimit.keys import Key, identify
+from quotalimit.keys import Identity, Key, identify
 from quotalimit.rate import SECOND, Rate
 from quotalimit.stores.base import Answer, Claim, Counts, Store
 from quotalimit.stores.default import follow
@@ -163,13 +163,22 @@ class Limiter:
             with _binding:
                 binding = self.binding
                 if binding is None:
-                    binding = self.binding = Binding(self, self._own_store or follow(self))
+                    binding = Binding(self, self._own_store or follow(self))
+                    if len(binding.places) == 1:
+                        self.gate = binding.store.gate(*binding.places[0])  # type: ignore[method-assign,assignment]
+                    self.binding = binding
         return binding
+
+    def gate(self, key: Key) -> Decision | bool:
+        """The store's gate, for a limiter of one limit: see `Store.gate`. This one stands here until it is bound."""
+        self.bound()
+        return self.gate(key) if "gate" in self.__dict__ else False
 
     def unbind(self) -> None:
         """Look for the store anew at the next call: the default has changed."""
         with _binding:
             self.binding = None
+            self.__dict__.pop("gate", None)
 
     def _claims(self, key: Key, need: int, cost: int) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
@@ -204,17 +213,23 @@ class Limiter:
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
-        return self.peek(key)
+        store, claims = self._claims(key, 1, 0)
+        return slowest(await store.peek_async(claims))
 
     def reset(self, key: Key) -> None:
         """Forget what an identity used. Open holds are closed: their later settlements do nothing."""
-        identity = identify(key)
-        store = self.bound().store
-        store.reset([(counts, identity) for counts in store.names.all_of(self)])
+        store, places = self._all_places(key)
+        store.reset(places)
 
     async def reset_async(self, key: Key) -> None:
         """The twin of `reset`."""
-        self.reset(key)
+        store, places = self._all_places(key)
+        await store.reset_async(places)
+
+    def _all_places(self, key: Key) -> tuple[Store, list[tuple[Counts, Identity]]]:
+        identity = identify(key)
+        store = self.bound().store
+        return store, [(counts, identity) for counts in store.names.all_of(self)]
 
     def _acquire(self, key: Key, units: int, wait: float) -> Decision:
         store, claims = self._claims(key, units, units)

@@ -22,6 +22,7 @@ from quotalimit import (
     limiters_of,
     rate_limited,
 )
+from quotalimit._waiting import Line
 
 LIMITS = [SlidingWindow("4/minute"), CalendarWindow("4/minute"), TokenBucket("4/minute", burst=2)]
 STEPS = st.sampled_from(
@@ -73,7 +74,9 @@ def test_what_is_special_is_left_to_the_general_path(special: str, default_store
                 ask("alice")
             assert len(seen) == 1
         elif special == "waiting":
-            with mock.patch.object(type(default_store.lines), "__bool__", return_value=True):
+            (limiter,) = limiters_of(ask)
+            place = (limiter.bound().places[0][0], "alice")
+            with mock.patch.dict(default_store.lines.standing, {place: Line()}):
                 ask("alice")
         else:
             ask(("alice", 1))

@@ -37,6 +37,7 @@ from quotalimit import (
 from quotalimit._waiting import Lines, Waiter
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.stores.base import Answer, Claim
+from tests.helpers import open_holds
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SOON = 0.05
@@ -1048,3 +1049,45 @@ async def test_rule_12_only_the_rest_that_a_nested_call_asks_for_can_delay_the_h
             await stop(stranger)
 
     assert await parent() == "done"
+
+
+async def test_rule_6_a_call_that_waits_for_one_store_takes_nothing_on_another(clock: Any) -> None:
+    first, second = WatchedStore(), WatchedStore()
+    free = RateLimiter("5/day", store=first)
+    full = RateLimiter("1/day", store=second)
+
+    @rate_limited(free, key=everyone)
+    @rate_limited(full, key=everyone, wait=math.inf)
+    async def chat() -> str:
+        return "done"
+
+    full.acquire("everyone")
+    call = await start(chat())
+    assert free.peek("everyone").used == 0
+    full.reset("everyone")
+    assert await call == "done"
+    assert (free.peek("everyone").used, full.peek("everyone").used) == (1, 1)
+    assert open_holds(free, "everyone") == 0
+
+
+async def test_rule_6_two_calls_that_ask_two_stores_in_different_orders_do_not_wait_for_each_other(clock: Any) -> None:
+    one = RateLimiter("1/day", store=WatchedStore())
+    other = RateLimiter("1/day", store=WatchedStore())
+
+    @rate_limited(one, key=everyone, wait=math.inf)
+    @rate_limited(other, key=everyone, wait=math.inf)
+    async def there() -> str:
+        return "there"
+
+    @rate_limited(other, key=everyone, wait=math.inf)
+    @rate_limited(one, key=everyone, wait=math.inf)
+    async def back() -> str:
+        return "back"
+
+    one.acquire("everyone")
+    other.acquire("everyone")
+    first, second = await start(there()), await start(back())
+    one.reset("everyone"), other.reset("everyone")
+    assert await first == "there"
+    one.reset("everyone"), other.reset("everyone")
+    assert await second == "back"

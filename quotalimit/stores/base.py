@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, TypeAlias
 
-from quotalimit._waiting import Lines
+from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
-from quotalimit.keys import Identity
+from quotalimit.keys import Identity, Key
 from quotalimit.stores.names import Names, Owner
 
 Counts: TypeAlias = Any
 """A store's place for the counts of one limit, one for each identity. Only the store looks inside."""
+
+
+Gate: TypeAlias = Callable[[Key], "Decision | bool"]
+"""What admits the calls of one limit that are common: see `Store.gate`."""
 
 
 class Claim:
@@ -26,7 +30,11 @@ class Claim:
     `ahead` are the units that all waiting calls need.
     """
 
-    __slots__ = ("ahead", "before", "cost", "counts", "heads", "holds", "identity", "lenders", "limit", "need")
+    # What few claims have is in the class, so that the others need not be given it.
+    lenders: Sequence[Charge] = ()
+    before: int = 0
+    heads: Sequence[tuple[int, int]] = ()
+    ahead: int = 0
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -35,10 +43,10 @@ class Claim:
         self.need = need
         self.cost = cost
         self.holds = holds
-        self.lenders: Sequence[Charge] = ()
-        self.before = 0
-        self.heads: Sequence[tuple[int, int]] = ()
-        self.ahead = 0
+
+
+NOTHING: Final[dict[Charge, int]] = {}
+"""What a charge borrowed that no lender stands behind."""
 
 
 class Charge:
@@ -57,7 +65,7 @@ class Charge:
         self.mark = mark
         self.taken = taken
         self.borrowed = borrowed
-        self.held = taken + sum(borrowed.values())
+        self.held = taken + sum(borrowed.values()) if borrowed else taken
         self.open = True
 
 
@@ -68,15 +76,13 @@ class Answer:
     decisions, `decisions` has those of all claims if the call asked for a report. `now` is the store's time.
     """
 
-    __slots__ = ("charges", "decisions", "new", "now", "refusals")
+    __slots__ = ("charges", "decisions", "now", "refusals")
 
     def __init__(self, now: int) -> None:
         self.now = now
         self.charges: list[Charge] = []
         self.refusals: dict[int, Decision] = {}
         self.decisions: list[Decision] = []
-        self.new: set[tuple[Counts, Identity]] = set()
-        """The places of which nothing was counted before."""
 
 
 class Store(ABC):
@@ -85,10 +91,13 @@ class Store(ABC):
     blocking: ClassVar[bool]
     """Whether asking waits for I/O, so that async code must use the `_async` twins."""
 
+    shared: ClassVar[bool]
+    """Whether counts are those of other processes too, so that a name must say everywhere whose they are."""
+
     def __init__(self) -> None:
-        self.lines: Final = Lines()
+        self.lines: Lines = LINES
         """The calls of this process that wait for room."""
-        self.names: Final[Names[Counts]] = Names()
+        self.names: Final[Names[Counts]] = Names(shared=self.shared)
         """Whose counts are whose."""
 
     @abstractmethod
@@ -99,24 +108,52 @@ class Store(ABC):
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """Take all claims, or none of them. `not_before` is a time known to have come though the clock stands still."""
 
-    def admits(self, counts: Counts, identity: Identity, limit: Algorithm) -> bool:
-        """Take one unit that nothing holds, if it fits and nobody waits; False leaves it to `acquire`.
+    async def acquire_async(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+        """The twin of `acquire`; a store that waits for I/O has its own."""
+        return self.acquire(claims, not_before=not_before, report=report)
 
-        It decides as `acquire` does. A store that has no faster way than `acquire` need not have this.
+    def gate(self, counts: Counts, limit: Algorithm) -> Gate:
+        """A faster way than `acquire` for the common call: one limit, one unit that nothing holds, nobody waits.
+
+        It answers as `acquire` does: True if a call of the key is admitted and counted, the decision if it is
+        refused; False, with nothing done, if `acquire` is to be asked. A store that has no faster way need not have it.
         """
-        return False
+        return _no_gate
 
     @abstractmethod
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         """What `acquire` would decide about each claim; changes nothing."""
 
+    async def peek_async(self, claims: Sequence[Claim]) -> list[Decision]:
+        """The twin of `peek`."""
+        return self.peek(claims)
+
     @abstractmethod
     def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
-        """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed."""
+        """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed.
+
+        A store that waits for I/O only queues them. They are kept at the latest when `flush` returns, and before any
+        later question of this process is answered; where nobody flushes, soon.
+        """
+
+    def flush(self) -> None:  # noqa: B027 - nothing to wait for, unless a store waits for I/O
+        """Wait until all that was settled is kept. Called where a call ends and may block; never by a finalizer."""
+
+    async def flush_async(self) -> None:
+        """The twin of `flush`."""
+        self.flush()
 
     @abstractmethod
     def reset(self, places: Sequence[tuple[Counts, Identity]]) -> None:
         """Forget what identities used, and close their open charges."""
+
+    async def reset_async(self, places: Sequence[tuple[Counts, Identity]]) -> None:
+        """The twin of `reset`."""
+        self.reset(places)
+
+
+def _no_gate(_key: Key) -> bool:
+    return False
 
 
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from copy import copy
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from quotalimit import clock
-from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
-from quotalimit.decision import Decision, Reason
+from quotalimit.algorithms.base import Algorithm, State
+from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
-from quotalimit.keys import Identity
-from quotalimit.stores.base import Answer, Charge, Claim, Store, decide
+from quotalimit.keys import PLAIN, Identity, Key
+from quotalimit.stores.base import NOTHING, Answer, Charge, Claim, Gate, Store, decide
+from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
+
+T = TypeVar("T")
 
 _STRIPES: Final = 1_024
 _SWEEP: Final = 4
@@ -29,6 +31,7 @@ class MemoryStore(Store):
     """
 
     blocking = False
+    shared = False
 
     def __init__(self, *, max_keys: int = 1_000_000) -> None:
         super().__init__()
@@ -43,58 +46,46 @@ class MemoryStore(Store):
         return counts
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
-        stripes = self._lock(claims)
-        try:
-            now = max(clock.now(), not_before)
-            answer = Answer(now)
-            states = [self._ask(claim, place, now, answer) for place, claim in enumerate(claims)]
-            if not answer.refusals:
-                for claim, state in zip(claims, states, strict=True):
-                    self._take(claim, state, now, answer, report)
-            return answer
-        finally:
-            _unlock(stripes)
+        stripes = self._stripes_of(claims)
+        return _locked(stripes, lambda: _acquire(claims, _now(stripes, not_before), report))
 
-    def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm) -> bool:
-        if self.lines:
-            return False
-        stripe = self._stripes[hash(identity) % _STRIPES]
-        with stripe.lock:
-            if stripe.late:
-                stripe.settle()
-            now = clock.now()
-            state = counts.load(identity, now)
-            if state is None:
-                counts.make_room(now, 1)
-            else:
-                state = limit.redate(state, now)
-            if limit.fits(state, 1, now):
+    def gate(self, counts: MemoryCounts, limit: Algorithm) -> Gate:
+        stripes, standing, admit = self._stripes, self.lines.standing, limit.admit
+
+        def admits(key: Key) -> Decision | bool:
+            if type(key) not in PLAIN or collectors() or (standing and (counts, key) in standing):
                 return False
-            counts.save(identity, limit.take(state, 1, now)[0])
-            return True
+            stripe = stripes[hash(key) % _STRIPES]
+            with stripe.lock:
+                now = clock.now()
+                if stripe.late or now < stripe.latest:
+                    return False
+                stripe.latest = now
+                before = counts.young.get(key)
+                if before is None or not counts.swept_at <= now < counts.sweep_at:
+                    before = counts.load(key, now)
+                    if before is None:
+                        counts.make_room(now, 1)
+                after = admit(before, now)
+                if after is None:
+                    return False if key in counts.open else _refused(counts, key, limit, before, now)
+                if after is not before:
+                    counts.young[key] = after
+                return True
+
+        return admits
 
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
-        stripes = self._lock(claims)
-        try:
-            now = clock.now()
-            answer = Answer(now)
-            for place, claim in enumerate(claims):
-                state = self._ask(claim, place, now, answer)
-                refusal = answer.refusals.get(place)
-                answer.decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
-            return answer.decisions
-        finally:
-            _unlock(stripes)
+        stripes = self._stripes_of(claims)
+        return _locked(stripes, lambda: _peek(claims, _now(stripes)))
 
     def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
         for charge, used in settlements:
             stripe = self._stripe(charge.identity)
             stripe.late.append((charge, used))
-            if stripe.lock.acquire(blocking=False):
-                try:
+            if not stripe.lock.locked():
+                with stripe.lock:
                     stripe.settle(wait=False)
-                finally:
-                    stripe.lock.release()
         if self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
@@ -110,107 +101,128 @@ class MemoryStore(Store):
     def _stripe(self, identity: Identity) -> Stripe:
         return self._stripes[hash(identity) % _STRIPES]
 
-    def _lock(self, claims: Sequence[Claim]) -> list[Stripe]:
-        """Lock the stripes of all identities, in one order for all callers."""
-        if len(claims) == 1:
-            locked = [self._stripe(claims[0].identity)]
-        else:
-            places = sorted({hash(claim.identity) % _STRIPES for claim in claims})
-            locked = [self._stripes[place] for place in places]
-        held: list[Stripe] = []
-        try:
-            for stripe in locked:
-                stripe.lock.acquire()
-                held.append(stripe)
-                if stripe.late:
-                    stripe.settle()
-        except BaseException:
-            _unlock(held)
-            raise
-        return locked
-
-    def _ask(self, claim: Claim, place: int, now: int, answer: Answer) -> State:
-        """The claim's state, as of now; adds a refusal to the answer if the claim does not fit."""
-        limit = claim.limit
-        state = claim.counts.load(claim.identity, now)
-        if state is not None:
-            dated = limit.redate(state, now)
-            if dated is not state:
-                claim.counts.save(claim.identity, dated)
-                state = dated
-        elif claim.cost or claim.holds:
-            answer.new.add((claim.counts, claim.identity))
-            claim.counts.make_room(now, sum(counts is claim.counts for counts, _ in answer.new))
-        need = claim.need + claim.before
-        if claim.lenders:
-            need -= min(need, sum(lender.held for lender in claim.lenders))
-            if need == 0:
-                return state
-        wait = limit.fits(state, need, now)
-        reason: Reason = "exhausted"
-        if wait == 0:
-            wait = _delay(claim, state, need, now) if claim.heads else 0
-            if wait == 0:
-                return state
-        elif wait >= NEVER:
-            reason = "too_large"
-        else:
-            if claim.ahead:
-                wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
-            charges = claim.counts.open.get(claim.identity)
-            if charges and _fits_without(charges, limit, state, need, now):
-                reason = "busy"
-        answer.refusals[place] = decide(claim, state, now, None if wait >= NEVER else wait, reason)
-        return state
-
-    def _take(self, claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
-        counts, cost = claim.counts, claim.cost
-        borrowed: dict[Charge, int] = {}
-        for lender in claim.lenders:
-            lent = min(cost, lender.held)
-            if lent:
-                lender.held -= lent
-                cost -= lent
-                borrowed[lender] = lent
-        if cost or claim.holds:
-            if claim.before:
-                state = counts.load(claim.identity, now)
-            state, mark = claim.limit.take(state, cost, now)
-            if state is not None:
-                counts.save(claim.identity, state)
-            if claim.holds:
-                charge = Charge(claim, mark, cost, borrowed)
-                counts.open.setdefault(claim.identity, set()).add(charge)
-                answer.charges.append(charge)
-        if report:
-            answer.decisions.append(decide(claim, state, now, 0, None))
+    def _stripes_of(self, claims: Sequence[Claim]) -> list[Stripe]:
+        """The stripes of all identities, in one order for all callers."""
+        identity = claims[0].identity
+        for claim in claims:
+            if claim.identity is not identity:
+                return [self._stripes[place] for place in sorted({hash(claim.identity) % _STRIPES for claim in claims})]
+        return [self._stripes[hash(identity) % _STRIPES]]
 
 
 class Stripe:
     """A lock for the identities that fall on it, and the settlements that came while it was taken.
 
     A finalizer may settle anywhere, even in the thread that holds the lock: so settling never waits for it. Whoever
-    takes the lock next settles what is late before anything else.
+    takes the lock next settles what is late before anything else. `latest` is the latest time at which anything was
+    counted: from then on, no state needs to be re-dated.
     """
 
-    __slots__ = ("late", "lock")
+    __slots__ = ("late", "latest", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.late: list[tuple[Charge, int]] = []
+        self.latest = 0
 
     def settle(self, *, wait: bool = True) -> None:
         """Close the charges in `late`, if need be at a later time. The lock must be held."""
+        now = clock.now()
+        self.latest = max(self.latest, now)
         for _ in range(len(self.late)):
             charge, used = self.late.pop(0)
-            if charge.open and not _close(charge, used, wait):
+            if charge.open and not _close(charge, used, now, wait):
                 self.late.append((charge, used))
+
+
+def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
+    """Do something while all locks are held. Only `with` takes a lock so that no interrupt can leave it taken."""
+    with stripes[0].lock:
+        return do() if len(stripes) == 1 else _locked(stripes[1:], do)
+
+
+def _now(stripes: Sequence[Stripe], not_before: int = 0) -> tuple[int, bool]:
+    """The time at which stripes are asked, once all is settled, and whether a state may be newer than that."""
+    for stripe in stripes:
+        if stripe.late:
+            stripe.settle()
+    now = max(clock.now(), not_before)
+    has_stepped_back = False
+    for stripe in stripes:
+        if now < stripe.latest:
+            has_stepped_back = True
+        else:
+            stripe.latest = now
+    return now, has_stepped_back
+
+
+def _acquire(claims: Sequence[Claim], time: tuple[int, bool], report: bool) -> Answer:
+    now, has_stepped_back = time
+    answer = Answer(now)
+    states: list[State] = []
+    new: set[tuple[MemoryCounts, Identity]] = set()
+    for place, claim in enumerate(claims):
+        counts, identity = claim.counts, claim.identity
+        state = counts.load(identity, now)
+        if state is None:
+            if claim.cost or claim.holds:
+                new.add((counts, identity))
+                counts.make_room(now, sum(other is counts for other, _ in new))
+        elif has_stepped_back:
+            state = counts.redate(identity, state, claim.limit, now)
+        states.append(state)
+        if claim.heads or claim.limit.fits(state, claim.need + claim.before, now):
+            refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
+            if refusal is not None:
+                answer.refusals[place] = refusal
+    if not answer.refusals:
+        for claim, state in zip(claims, states, strict=True):
+            _take(claim, state, now, answer, report)
+    return answer
+
+
+def _take(claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
+    counts, identity, cost = claim.counts, claim.identity, claim.cost
+    borrowed = NOTHING
+    if claim.lenders:
+        borrowed = lend(claim)
+        cost -= sum(borrowed.values())
+    if cost or claim.holds:
+        if claim.before:
+            state = counts.load(identity, now)
+        before = state
+        state, mark = claim.limit.take(state, cost, now)
+        if state is not before:
+            counts.save(identity, state)
+        if claim.holds:
+            charge = Charge(claim, mark, cost, borrowed)
+            counts.hold(identity, charge)
+            answer.charges.append(charge)
+    if report:
+        answer.decisions.append(decide(claim, state, now, 0, None))
+
+
+def _peek(claims: Sequence[Claim], time: tuple[int, bool]) -> list[Decision]:
+    now, has_stepped_back = time
+    decisions: list[Decision] = []
+    for claim in claims:
+        counts, identity = claim.counts, claim.identity
+        state = counts.load(identity, now)
+        if has_stepped_back and state is not None:
+            state = counts.redate(identity, state, claim.limit, now)
+        refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
+        decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
+    return decisions
+
+
+def _refused(counts: MemoryCounts, identity: Identity, limit: Algorithm, state: State, now: int) -> Decision:
+    return decide(Claim(counts, identity, limit, 1, 1, False), state, now, limit.fits(state, 1, now), "exhausted")
 
 
 class MemoryCounts:
     """The counts of one limit, one for each identity, in two generations.
 
-    States are used in `_young`. Once a period at most, it retires to `_old`; there each call looks at a few states
+    States are used in `young`. Once a period at most, it retires to `_old`; there each call looks at a few states
     and drops those that no longer matter, so that no thread and no long pause is needed. A state that is used moves
     back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations.
     """
@@ -221,11 +233,11 @@ class MemoryCounts:
         "_old",
         "_retire_at",
         "_slowest",
-        "_sweep_at",
-        "_swept_at",
-        "_young",
         "name",
         "open",
+        "sweep_at",
+        "swept_at",
+        "young",
     )
 
     def __init__(self, name: str, max_keys: int) -> None:
@@ -233,12 +245,12 @@ class MemoryCounts:
         self.open: dict[Identity, set[Charge]] = {}
         self._slowest: Algorithm | None = None
         self._max_keys = max_keys
-        self._young: dict[Identity, State] = {}
+        self.young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
         self._moving = threading.Lock()
         self._retire_at = 0
-        self._sweep_at = 0
-        self._swept_at = 0
+        self.sweep_at = 0
+        self.swept_at = 0
 
     def serve(self, limit: Algorithm) -> None:
         """Count for this limit too: limits of other amounts may share the counts, and the lowest clears last."""
@@ -247,9 +259,9 @@ class MemoryCounts:
                 self._slowest = limit
 
     def load(self, identity: Identity, now: int) -> State:
-        if not self._swept_at <= now < self._sweep_at:
-            self._sweep(now, _SWEEP)
-        state = self._young.get(identity)
+        if not self.swept_at <= now < self.sweep_at:
+            self.sweep(now)
+        state = self.young.get(identity)
         if state is None:
             with self._moving:
                 state = self._bring_back(identity)
@@ -257,7 +269,7 @@ class MemoryCounts:
 
     def try_load(self, identity: Identity) -> tuple[bool, State]:
         """The same without waiting for a sweep; False if that would be needed."""
-        state = self._young.get(identity)
+        state = self.young.get(identity)
         if state is not None:
             return True, state
         if not self._moving.acquire(blocking=False):
@@ -269,10 +281,25 @@ class MemoryCounts:
 
     def _bring_back(self, identity: Identity) -> State:
         state = self._old.pop(identity, None)
-        return self._young.get(identity) if state is None else self._young.setdefault(identity, state)
+        return self.young.get(identity) if state is None else self.young.setdefault(identity, state)
 
     def save(self, identity: Identity, state: State) -> None:
-        self._young[identity] = state
+        self.young[identity] = state
+
+    def redate(self, identity: Identity, state: State, limit: Algorithm, now: int) -> State:
+        """A state as of now, and kept so."""
+        dated = limit.redate(state, now)
+        if dated is not state:
+            self.young[identity] = dated
+        return dated
+
+    def hold(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open."""
+        charges = self.open.get(identity)
+        if charges is None:
+            self.open[identity] = {charge}
+        else:
+            charges.add(charge)
 
     def forget(self, identity: Identity) -> None:
         """Drop an identity's state and close its charges."""
@@ -281,7 +308,7 @@ class MemoryCounts:
             charge.held = 0
         with self._moving:
             self._old.pop(identity, None)
-            self._young.pop(identity, None)
+            self.young.pop(identity, None)
 
     def make_room(self, now: int, new: int) -> None:
         """Check that so many new identities may be counted. Raises `StoreFull`."""
@@ -290,8 +317,8 @@ class MemoryCounts:
             return
         if not self._old:
             self._retire_at = 0
-        self._sweep(now, _SWEEP_WHEN_FULL)
-        self._sweep(now, _SWEEP_WHEN_FULL)
+        self.sweep(now, _SWEEP_WHEN_FULL)
+        self.sweep(now, _SWEEP_WHEN_FULL)
         if len(self) > most:
             raise StoreFull(
                 f"{self.name}: already counting for {self._max_keys} identities, so a new one is refused: "
@@ -299,9 +326,10 @@ class MemoryCounts:
             )
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
-    def _sweep(self, now: int, batch: int) -> None:
+    def sweep(self, now: int, batch: int = _SWEEP) -> None:
+        """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
         if limit is None or not self._moving.acquire(blocking=False):
             return
@@ -310,52 +338,23 @@ class MemoryCounts:
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
                 if identity in self.open or limit.matters(state, now):
-                    self._young.setdefault(identity, state)
+                    self.young.setdefault(identity, state)
             period = limit.period
             if not self._old and not now < self._retire_at <= now + period:
-                self._old, self._young = self._young, {}
+                self._old, self.young = self.young, {}
                 self._retire_at = now + period
-            self._swept_at = now
-            self._sweep_at = now if self._old else self._retire_at
+            self.swept_at = now
+            self.sweep_at = now if self._old else self._retire_at
         finally:
             self._moving.release()
 
 
-def _unlock(stripes: list[Stripe]) -> None:
-    for stripe in stripes:
-        stripe.lock.release()
-
-
-def _delay(claim: Claim, state: State, need: int, now: int) -> int:
-    """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
-    limit = claim.limit
-    cost = claim.cost - min(claim.cost, sum(lender.held for lender in claim.lenders))
-    for head_need, due in claim.heads:
-        start = max(now, due)
-        after, _ = limit.take(copy(state), claim.before + cost, now)
-        if limit.fits(after, head_need, start):
-            wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
-            return max(wait, start - now, 1)
-    return 0
-
-
-def _fits_without(charges: set[Charge], limit: Algorithm, state: State, need: int, now: int) -> bool:
-    """Whether the need would fit if every open charge came to use nothing."""
-    state = copy(state)
-    for charge in charges:
-        state = limit.adjust(state, charge.mark, -charge.taken, now)
-        for lender, units in charge.borrowed.items():
-            if not lender.open:
-                state = limit.adjust(state, lender.mark, -units, now)
-    return limit.fits(state, need, now) == 0
-
-
-def _close(charge: Charge, used: int, wait: bool) -> bool:
-    """Adjust the count to what a charge's call used. Of what is left, the lenders get theirs back first.
+def _close(charge: Charge, used: int, now: int, wait: bool) -> bool:
+    """Adjust the count to what a charge's call used.
 
     False, with nothing done, if that would have to wait for a sweep.
     """
-    counts, identity, now = charge.counts, charge.identity, clock.now()
+    counts, identity = charge.counts, charge.identity
     loaded, state = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
     if not loaded:
         return False
@@ -364,27 +363,11 @@ def _close(charge: Charge, used: int, wait: bool) -> bool:
         charges.discard(charge)
         if not charges:
             del counts.open[identity]
-    charge.open = False
-    over, charge.held = used - charge.held, 0
-    changes = [(charge.mark, over)] if over > 0 else _give_back(charge, -over)
+    before = state
     if state is not None:
         state = charge.limit.redate(state, now)
-    for mark, change in changes:
-        state = charge.limit.adjust(state, mark, change, now)
-    if state is not None:
+    for lender, change in close(charge, used):
+        state = charge.limit.adjust(state, lender.mark, change, now)
+    if state is not before:
         counts.save(identity, state)
     return True
-
-
-def _give_back(charge: Charge, units: int) -> list[tuple[Mark, int]]:
-    """Return units to whom a charge borrowed from, as far as they still run; the changes of the count for the rest."""
-    if charge.open:
-        charge.held += units
-        return []
-    changes: list[tuple[Mark, int]] = []
-    for lender, lent in charge.borrowed.items():
-        returned = min(lent, units)
-        charge.borrowed[lender] -= returned
-        units -= returned
-        changes += _give_back(lender, returned)
-    return [*changes, (charge.mark, -units)] if units else changes

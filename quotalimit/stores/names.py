@@ -30,19 +30,27 @@ class Names(Generic[T]):
     """The counts of a store by (name, position, algorithm, period, zone).
 
     Equal names with equal limits share; with different limits they are refused, unless the same function defines
-    its limiter anew (notebooks, reloads). An owner that was given no name has counts of its own.
+    its limiter anew (notebooks, reloads). An owner that was given no name has counts of its own; where counts are
+    shared with other processes, those under its default name, which must mean the same function there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
         self._owners: dict[str, tuple[Hashable, str | None]] = {}
         self._named: dict[str, dict[Hashable, T]] = {}
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def register(self, owner: Owner) -> None:
-        """Give a name to its owner. Raises `InvalidLimit` if it is another's."""
+        """Give a name to its owner. Raises `InvalidLimit` if it is another's, or says too little."""
         if not owner.named:
-            return
+            if not self._shared:
+                return
+            if owner.origin is None or "<locals>" in owner.origin:
+                raise InvalidLimit(
+                    f"{owner.name!r} needs a name= of its own: on a store that processes share, the default name of a "
+                    "lambda, a local function or a bare limiter would not say everywhere whose counts they are"
+                )
         with self._lock:
             terms, origin = self._owners.setdefault(owner.name, (owner.terms, owner.origin))
             if terms != owner.terms:
@@ -68,7 +76,7 @@ class Names(Generic[T]):
             return list(self._of(owner).values())
 
     def _of(self, owner: Owner) -> dict[Hashable, T]:
-        if owner.named:
+        if owner.named or self._shared:
             return self._named.setdefault(owner.name, {})
         return self._nameless.setdefault(owner, {})
 
