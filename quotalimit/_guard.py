@@ -190,6 +190,7 @@ class Asked:
         return Call(self._enclosing, self._parts, self._arguments) if self._parts else None
 
     def _hand_over(self, decisions: Sequence[Decision]) -> None:
+        self._label(enumerate(decisions))
         hand_over(decisions)
         for (_, _, part), decision in zip(self._owners, decisions, strict=True):
             if part is not None:
@@ -205,8 +206,15 @@ class Asked:
                 charge = next(rest)
                 layer.limiter.bound().store.settle([(charge, charge.held)])
 
+    def _label(self, decisions: Iterable[tuple[int, Decision]]) -> None:
+        """Say on decisions, each at the place of its claim, whose they are."""
+        for place, decision in decisions:
+            owner = self._owners[place]
+            owner[0].limiter.label((decision,), alone=self._owners.count(owner) == 1)
+
     def _refusal(self, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
+        self._label(answer.refusals.items())
         hand_over(answer.refusals.values())
         place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
         layer, key, _ = self._owners[place]

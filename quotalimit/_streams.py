@@ -16,6 +16,7 @@ from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 from weakref import WeakKeyDictionary, finalize, ref
 
+from quotalimit._bodies import drive_body, has_body
 from quotalimit._calls import Call
 from quotalimit._generators import drive, drive_async, first, first_async, later
 
@@ -35,6 +36,7 @@ class Delivery(Enum):
     ASYNC_GENERATOR = auto()
     FUTURE = auto()
     AWAITABLE = auto()
+    BODY = auto()
     STREAM = auto()
 
 
@@ -53,6 +55,8 @@ def _delivery(kind: type, seen: type) -> Delivery:
         return Delivery.FUTURE
     if issubclass(seen, Awaitable) and not any(hasattr(kind, name) for name in _MORE_THAN_AWAITABLE):
         return Delivery.AWAITABLE
+    if has_body(kind):
+        return Delivery.BODY
     return Delivery.STREAM if _is_stream(kind, seen) else Delivery.AS_IT_IS
 
 
@@ -72,7 +76,9 @@ def deliver(call: Call, result: Any) -> Any:
         _deliver_future(call, result)
     elif delivery is Delivery.AWAITABLE:
         return later(call, result, deliver)
-    elif not watch(call, result):
+    elif delivery is Delivery.BODY and drive_body(call, result):
+        return result
+    elif not (_is_stream(kind, result.__class__) and watch(call, result)):
         if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
             return first(drive(call, _each(result)))
         call.finish(result)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from quotalimit._waiting import FOREVER, acquire, acquire_async
 from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
-from quotalimit.decision import Decision, collectors, slowest
+from quotalimit.decision import Decision, Unit, collectors, slowest
 from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
 from quotalimit.keys import Identity, Key, identify
 from quotalimit.rate import SECOND, Rate
@@ -81,6 +81,9 @@ class Limiter:
 
     exceeded: ClassVar[type[LimitExceeded]]
     """What is raised past a limit."""
+
+    unit: ClassVar[Unit]
+    """What the limits count."""
 
     default_algorithm: ClassVar[type[SlidingWindow | CalendarWindow]]
     """What a limit written as a string, or as a bare `Rate`, means."""
@@ -196,10 +199,20 @@ class Limiter:
         violations = tuple(answer.refusals.values())
         return self.exceeded(slowest(violations), key, violations)
 
+    def label(self, decisions: Iterable[Decision], *, alone: bool | None = None) -> None:
+        """Say on decisions what this limiter counts, and which of its limits each is about if it is not alone."""
+        alone = len(self.limits) == 1 if alone is None else alone
+        for decision in decisions:
+            decision.unit = self.unit
+            if not alone:
+                decision.policy = f"{decision.name} {decision.limit}"
+
     def peek(self, key: Key) -> Decision:
         """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
         store, claims = self._claims(key, 1, 0)
-        return slowest(store.peek(claims))
+        decisions = store.peek(claims)
+        self.label(decisions)
+        return slowest(decisions)
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
@@ -230,6 +243,8 @@ class Limiter:
         return self._answered(key, await acquire_async(store, claims, True))
 
     def _answered(self, key: Key, answer: Answer) -> Decision:
+        self.label(answer.decisions)
+        self.label(answer.refusals.values())
         hand_over(list(answer.refusals.values()) or answer.decisions)
         if answer.refusals:
             raise self.refusal(key, answer)
@@ -247,6 +262,7 @@ class RateLimiter(Limiter):
     """
 
     exceeded = RateLimitExceeded
+    unit = "requests"
     default_algorithm = SlidingWindow
 
     def allow(self, key: Key, cost: float = 1) -> bool:
@@ -282,6 +298,7 @@ class TokenBudget(Limiter):
     """
 
     exceeded = TokenBudgetExceeded
+    unit = "tokens"
     default_algorithm = CalendarWindow
 
     def charge(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:
