@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 
-from tests.benchmarks import calls
+from tests.benchmarks import calls, hits, imports, memory, pauses, scaling, threads
 from tests.benchmarks.report import Table
 
 TABLES: dict[str, Callable[[int], Table]] = {
@@ -14,6 +14,13 @@ TABLES: dict[str, Callable[[int], Table]] = {
     "kinds": calls.kinds,
     "refused": calls.refused,
     "layers": calls.layers,
+    "peers": hits.peers,
+    "amounts": scaling.amounts,
+    "keys": scaling.keys,
+    "memory": memory.memory,
+    "pauses": pauses.pauses,
+    "threads": threads.threads,
+    "imports": imports.imports,
 }
 
 

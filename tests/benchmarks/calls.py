@@ -31,9 +31,9 @@ def noop(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) ->
     return wrapped(*args, **kwargs)
 
 
-def limited(function: Any) -> Any:
+def limited(function: Any, amount: int = N, **options: Any) -> Any:
     """The decorator that is measured: one sliding window, its key a lambda."""
-    return rate_limited(f"{N}/hour", key=lambda user: user)(function)
+    return rate_limited(f"{amount}/hour", key=lambda user: user, **options)(function)
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Kind:
     def case(self, name: str, decorate: Decorator) -> Case:
         return Case(name, compile_loop(self.statement, self.make(decorate)))
 
-    def sliding(self, decorate: Decorator) -> Case:
+    def sliding(self, decorate: Decorator, amount: int = N, name: str = "full, sliding") -> Case:
         """A case in which the window is full and slides."""
         names = self.make(decorate)
         loop = compile_loop(self.statement, names)
-        pace = Pace(lambda: finish(loop(["alice"])), N)
+        pace = Pace(lambda: finish(loop(["alice"])), amount)
         return Case(
-            "full, sliding",
+            name,
             loop,
             around=pace.running,
-            after=lambda: pace.check_full(names["ask"], N),
+            after=lambda: pace.check_full(names["ask"], amount),
             added_ns=pace.saved_ns(),
         )
 
-    def filling(self, decorate: Decorator) -> Case:
+    def filling(self, decorate: Decorator, name: str = "filling") -> Case:
         """A case in which the windows of many keys fill, by the real clock."""
         loop = compile_loop(self.statement, self.make(decorate))
-        return Case("filling", loop, half_full(lambda key: finish(loop([key])), N))
+        return Case(name, loop, half_full(lambda key: finish(loop([key])), N))
 
 
 def function(decorate: Decorator) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
+from threading import Thread
 from typing import Any
 
-from tests.benchmarks.states import PERIOD
+from tests.benchmarks.states import PERIOD, half_full
+from tests.benchmarks.timing import Case, Loop, compile_loop
 
 ENDLESS = 10**9
 """The amount for peers that count for everybody at once: what they do does not depend on it."""
@@ -25,18 +28,23 @@ class Bare:
     after: Callable[[], object] = lambda: None
     """Waits for what the peer does in the background."""
 
+    def loop(self) -> Loop:
+        return compile_loop(self.statement, self.names)
+
 
 @dataclass(frozen=True)
 class Peer:
-    """A package, what of it is measured, and how to make a limit of some amount an hour."""
+    """A package, its module, what of it is measured, and how to make a limit of some amount an hour."""
 
     package: str
+    module: str
     algorithm: str
     make: Callable[[int], Bare]
     exact: bool = False
     """Whether it has exact windows, one for each key."""
     keyed: bool = True
-    most_keys: int = field(default=1_000_000)
+    awaited: bool = False
+    most_keys: int = 1_000_000
     """For how many keys it can be asked in reasonable time and memory."""
 
     @property
@@ -51,6 +59,21 @@ class Peer:
         except metadata.PackageNotFoundError:
             return None
 
+    def filling(self, amount: int) -> Case:
+        """A case in which the windows of many keys fill; of a peer without keys, just hits."""
+        bare = self.make(amount)
+        loop = bare.loop()
+        if not self.keyed:
+            return Case(self.name, loop, after=bare.after)
+        keys = half_full(lambda key: loop([key]), amount, bare.argument)
+        return Case(self.name, loop, keys, after=bare.after)
+
+
+def await_end(thread: Thread) -> None:
+    """Wait for a thread without letting the processor doze off."""
+    while thread.is_alive():
+        time.sleep(0)
+
 
 def limits_moving_window(amount: int) -> Bare:
     from limits import RateLimitItemPerHour
@@ -59,7 +82,7 @@ def limits_moving_window(amount: int) -> Bare:
 
     storage = MemoryStorage()
     names = {"hit": MovingWindowRateLimiter(storage).hit, "item": RateLimitItemPerHour(amount)}
-    return Bare("admitted = hit(item, key)", names, after=lambda: storage.timer.join())
+    return Bare("admitted = hit(item, key)", names, after=lambda: await_end(storage.timer))
 
 
 def pyrate_limiter(amount: int) -> Bare:
@@ -112,7 +135,7 @@ def slowapi_moving_window(amount: int) -> Bare:
     def request(user: str) -> Request:
         return Request({"type": "http", "method": "GET", "path": "/", "headers": [], "client": (user, 1)})
 
-    return Bare("endpoint(request=key)", {"endpoint": endpoint}, request, lambda: limiter._storage.timer.join())
+    return Bare("endpoint(request=key)", {"endpoint": endpoint}, request, lambda: await_end(limiter._storage.timer))
 
 
 def ratelimit_decorator(_amount: int) -> Bare:
@@ -137,14 +160,40 @@ def aiolimiter(_amount: int) -> Bare:
     return Bare("await acquire()", {"acquire": AsyncLimiter(ENDLESS, PERIOD).acquire})
 
 
-LIMITS = Peer("limits", "moving window", limits_moving_window, exact=True)
+def token_throttle(_amount: int) -> Bare:
+    from token_throttle import PerModelConfig, Quota, SyncMemoryBackendBuilder, SyncRateLimiter, UsageQuotas
+
+    quotas = UsageQuotas([Quota(metric="tokens", limit=ENDLESS, per_seconds=PERIOD)])
+    limiter = SyncRateLimiter(PerModelConfig(quotas=quotas), backend=SyncMemoryBackendBuilder())
+    statement = "with reserve({'tokens': 20}, model=key) as hold:\n    hold.set_actual_usage({'tokens': 15})"
+    return Bare(statement, {"reserve": limiter.reserve})
+
+
+LIMITS = Peer("limits", "limits", "moving window", limits_moving_window, exact=True)
 PEERS = [
     LIMITS,
-    Peer("pyrate-limiter", "sliding log, a bucket for each key", pyrate_limiter, exact=True, most_keys=100_000),
-    Peer("slowapi", "moving window, around an endpoint", slowapi_moving_window, exact=True),
-    Peer("throttled-py", "GCRA: its quickest, and no exact window", throttled_gcra),
-    Peer("token-bucket", "token bucket, and no exact window", token_bucket),
-    Peer("ratelimit", "fixed window for all callers together", ratelimit_decorator, keyed=False),
-    Peer("aiolimiter", "leaky bucket for all callers together, awaited", aiolimiter, keyed=False),
+    Peer(
+        "pyrate-limiter",
+        "pyrate_limiter",
+        "sliding log, a bucket for each key",
+        pyrate_limiter,
+        exact=True,
+        most_keys=100_000,
+    ),
+    Peer("slowapi", "slowapi", "moving window, around an endpoint", slowapi_moving_window, exact=True),
+    Peer("throttled-py", "throttled", "GCRA: its quickest, and no exact window", throttled_gcra),
+    Peer("token-bucket", "token_bucket", "token bucket, and no exact window", token_bucket),
+    Peer("ratelimit", "ratelimit", "fixed window for all callers together", ratelimit_decorator, keyed=False),
+    Peer(
+        "aiolimiter",
+        "aiolimiter",
+        "leaky bucket for all callers together, awaited",
+        aiolimiter,
+        keyed=False,
+        awaited=True,
+    ),
 ]
+TOKEN_THROTTLE = Peer(
+    "token-throttle", "token_throttle", "token bucket, reserve and refund", token_throttle, keyed=False
+)
 INSTALLED = [peer for peer in PEERS if peer.version]

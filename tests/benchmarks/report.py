@@ -32,6 +32,8 @@ class Table:
     notes: Sequence[str] = ()
     rows: list[Sequence[str]] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Nanoseconds a call against what the table varies, by name, for the picture."""
 
     def add(self, what: str, *cells: str, figure: float = 0.0, aim: Aim | None = None) -> None:
         """Add a row; with an aim, whether the figure meets it."""
