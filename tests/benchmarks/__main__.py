@@ -1,12 +1,19 @@
-"""`python -m tests.benchmarks [TABLE ...]`: measure, print, and write down all tables or the ones that are named."""
+"""`python -m tests.benchmarks [TABLE ...]`: measure, and print the tables that are named.
+
+Without names, all of them; these are written down too, with a picture, for the README.
+"""
 
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 
-from tests.benchmarks import calls, hits, imports, memory, pauses, scaling, threads
+from tests.benchmarks import calls, hits, imports, memory, pauses, picture, scaling, threads
+from tests.benchmarks.peers import INSTALLED
 from tests.benchmarks.report import Table
 
 TABLES: dict[str, Callable[[int], Table]] = {
@@ -22,6 +29,7 @@ TABLES: dict[str, Callable[[int], Table]] = {
     "threads": threads.threads,
     "imports": imports.imports,
 }
+FOLDER = Path(__file__).parent
 
 
 def main() -> None:
@@ -32,12 +40,33 @@ def main() -> None:
     if unknown := set(options.tables) - set(TABLES):
         parser.error(f"no such table: {', '.join(sorted(unknown))}")
     started = time.perf_counter()
-    missed = []
+    found = {}
     for name in options.tables or TABLES:
-        table = TABLES[name](options.rounds)
-        missed += table.missed
-        print(table, flush=True)
-    print(f"{time.perf_counter() - started:.0f} s; {len(missed)} aims not met", *missed, sep="\n- ")
+        found[name] = TABLES[name](options.rounds)
+        print(found[name], flush=True)
+    summary = summarize(found, time.perf_counter() - started)
+    print(summary)
+    if not options.tables:
+        (FOLDER / "results.md").write_text("\n".join(["# Benchmarks", "", summary, *map(str, found.values())]))
+        picture.draw({"N": found["amounts"], "keys": found["keys"]}, FOLDER / "cost.svg")
+
+
+def summarize(found: dict[str, Table], seconds: float) -> str:
+    """Where this was measured, and which aims were not met."""
+    versions = {package: metadata.version(package) for package in ("wrapt", *(peer.package for peer in INSTALLED))}
+    missed = [f"- {miss}" for table in found.values() for miss in table.missed]
+    return "\n".join(
+        [
+            f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
+            f"{platform.machine()}, in {seconds:.0f} s, by `python -m tests.benchmarks`. "
+            f"With {', '.join(f'{package} {version}' for package, version in versions.items())}.",
+            "",
+            "Every aim is met." if not missed else f"{len(missed)} aims are not met:",
+            "",
+            *missed,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from tests.benchmarks.states import PERIOD, HandClock
 STATM = Path("/proc/self/statm")
 N = 1_000
 COST = 10
+KEYS = 250_000
+"""Keys with one hit: dicts of so many are as full as dicts of a million."""
 OURS = "quotalimit"
 LOGS = ("limits", "pyrate-limiter")
 """The peers that keep an entry for each call."""
@@ -63,8 +65,7 @@ def resident() -> int:
 def limit_of(package: str, amount: int, cost: int) -> Callable[[list[str]], Any]:
     """Hits the limit of a package once for each of some keys."""
     if package == OURS:
-        store = MemoryStore(max_keys=2_000_000)
-        ask = rate_limited(f"{amount}/hour", key=lambda user: user, cost=cost, store=store)(lambda user: user)
+        ask = rate_limited(f"{amount}/hour", key=lambda user: user, cost=cost, store=MemoryStore())(lambda user: user)
         return Bare("ask(key)", {"ask": ask}).loop()
     bare = next(peer for peer in PEERS if peer.package == package).make(amount)
     keyword = {"limits": "cost", "pyrate-limiter": "weight"}.get(package)
@@ -74,7 +75,7 @@ def limit_of(package: str, amount: int, cost: int) -> Callable[[list[str]], Any]
 
 def keys(package: str) -> float:
     """Many keys with one hit each."""
-    users = [f"user {number}" for number in range(100_000 if package == "pyrate-limiter" else 1_000_000)]
+    users = [f"user {number}" for number in range(KEYS)]
     hit = limit_of(package, N, 1)
     hit(["warm"])
     before = resident()
@@ -84,7 +85,7 @@ def keys(package: str) -> float:
 
 def entries(package: str, cost: int = 1) -> float:
     """Some keys with a full window each."""
-    users = [f"user {number}" for number in range(300)]
+    users = [f"user {number}" for number in range(300 if package == OURS else 100)]
     hit = limit_of(package, N * cost, cost)
     hit(["warm"])
     before = resident()

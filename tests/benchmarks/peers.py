@@ -135,7 +135,9 @@ def slowapi_moving_window(amount: int) -> Bare:
     def request(user: str) -> Request:
         return Request({"type": "http", "method": "GET", "path": "/", "headers": [], "client": (user, 1)})
 
-    return Bare("endpoint(request=key)", {"endpoint": endpoint}, request, lambda: await_end(limiter._storage.timer))
+    return Bare(
+        "endpoint(request=key)", {"endpoint": endpoint}, request, lambda: await_end(vars(limiter._storage)["timer"])
+    )
 
 
 def ratelimit_decorator(_amount: int) -> Bare:

@@ -20,6 +20,10 @@ OURS = "**quotalimit**, decorated"
 KEYED = [peer for peer in INSTALLED if peer.keyed and peer.package != "slowapi"]
 
 
+def package(name: str) -> str:
+    return "quotalimit" if name == OURS else name.split(",")[0]
+
+
 def amounts(rounds: int) -> Table:
     """All N of everybody take turns."""
     cases = []
@@ -34,7 +38,7 @@ def amounts(rounds: int) -> Table:
     )
     for name in (OURS, *(peer.name for peer in KEYED)):
         figures = [timings.ns(f"{name} {amount}") for amount in AMOUNTS]
-        table.series[name] = list(zip(AMOUNTS, figures, strict=True))
+        table.series[package(name)] = list(zip(AMOUNTS, figures, strict=True))
         spread = max(figures) / min(figures)
         aim = Aim(1.15) if name == OURS else None
         table.add(name, *map(ns, figures), times(spread), figure=spread, aim=aim)
@@ -51,7 +55,7 @@ def keys(rounds: int) -> Table:
     measured = {number: _with_keys(number, rounds) for number in KEYS}
     for name in (OURS, *(peer.name for peer in KEYED)):
         figures = [(number, timings.ns(name)) for number, timings in measured.items() if name in timings.rounds]
-        table.series[name] = figures
+        table.series[package(name)] = figures
         cells = [ns(figure) for _, figure in figures] + ["–"] * (len(KEYS) - len(figures))
         spread = max(figure for _, figure in figures) / min(figure for _, figure in figures)
         aim = Aim(3) if name == OURS else None
@@ -66,8 +70,8 @@ def _with_keys(number: int, rounds: int) -> Timings:
     users = [f"user {place}" for place in range(number)]
     names = FUNCTION.make(partial(limited, store=MemoryStore()))
     ours = Bare(FUNCTION.statement, names)
-    theirs = {peer.name: peer.make(N) for peer in KEYED if number <= peer.most_keys}
-    cases = [_at_random(name, bare, users) for name, bare in {OURS: ours, **theirs}.items()]
+    bares = {OURS: ours, **{peer.name: peer.make(N) for peer in KEYED if number <= peer.most_keys}}
+    cases = [_at_random(name, bare, users) for name, bare in bares.items()]
     fewer = max(3, rounds // 10) if number > 100_000 else rounds
     return measure(cases, rounds=fewer, calls=500 * rounds // fewer)
 
