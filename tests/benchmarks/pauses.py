@@ -55,9 +55,9 @@ def pauses(_rounds: int) -> Table:
         f"Pauses, {KEYS:,} keys coming and going",
         ("", "longest call", "in which no dict grows"),
         [
-            "By a clock that is moved, with the garbage collector off. All is done twice, and the quicker of a call's two "
-            "times counts, so that interrupts do not. The second time, the memory that slow calls take tells in which of "
-            "them a dict grew: Python's work rather than ours.",
+            "By a clock that is moved, in processor time, with the garbage collector off. All is done twice, and the "
+            "quicker of a call's two times counts, so that interrupts do not. The second time, the memory that a slow "
+            "call takes tells whether a dict grew in it: Python's work rather than ours.",
         ],
     )
     growth = max(map(min, *(timed(dict[str, str]().setdefault, users) for _ in range(2)))) / 1e6
@@ -76,7 +76,7 @@ def pauses(_rounds: int) -> Table:
 def run(users: Sequence[str], busy: Sequence[str], suspects: dict[str, set[int]] | None = None) -> Run:
     found = Run()
     store = MemoryStore(max_keys=10 * KEYS)
-    ask = rate_limited(f"{KEYS}/hour", key=lambda user: user, store=store)(lambda user: user)
+    ask: Callable[[str], str] = rate_limited(f"{KEYS}/hour", key="user", store=store)(lambda user: user)
     clock = HandClock()
 
     def phase(name: str, callers: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def keys(rounds: int) -> Table:
     """One number of keys at a time, for the memory that the largest takes."""
     table = Table(
         "Cost of a call against the number of keys, each with some calls in its window, at random",
-        ("", *(f"{number:,} keys" for number in KEYS), "slowest, of the quickest"),
+        ("", *(f"{number:,} key{'s' * (number > 1)}" for number in KEYS), "slowest, of the quickest"),
         [f"N = {N:,}, by the real clock. What grows is the time to fetch from memory what is not in the caches."],
     )
     measured = {number: _with_keys(number, rounds) for number in KEYS}
