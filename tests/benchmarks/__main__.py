@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tests.benchmarks import calls, hits, imports, memory, pauses, picture, scaling, threads
-from tests.benchmarks.peers import INSTALLED
+from tests.benchmarks.peers import PEERS, TOKEN_THROTTLE
 from tests.benchmarks.report import Table
 
 TABLES: dict[str, Callable[[int], Table]] = {
@@ -53,13 +53,13 @@ def main() -> None:
 
 def summarize(found: dict[str, Table], seconds: float) -> str:
     """Where this was measured, and which aims were not met."""
-    versions = {package: metadata.version(package) for package in ("wrapt", *(peer.package for peer in INSTALLED))}
+    versions = {"wrapt": metadata.version("wrapt"), **{peer.package: peer.version for peer in (*PEERS, TOKEN_THROTTLE)}}
     missed = [f"- {miss}" for table in found.values() for miss in table.missed]
     return "\n".join(
         [
             f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
             f"{platform.machine()}, in {seconds:.0f} s, by `python -m tests.benchmarks`. "
-            f"With {', '.join(f'{package} {version}' for package, version in versions.items())}.",
+            f"With {', '.join(f'{package} {version}' for package, version in versions.items() if version)}.",
             "",
             "Every aim is met." if not missed else f"{len(missed)} aims are not met:",
             "",

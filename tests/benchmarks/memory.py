@@ -85,7 +85,7 @@ def keys(package: str) -> float:
 
 def entries(package: str, cost: int = 1) -> float:
     """Some keys with a full window each."""
-    users = [f"user {number}" for number in range(300 if package == OURS else 100)]
+    users = [f"user {number}" for number in range(1_000 if package == OURS else 100)]
     hit = limit_of(package, N * cost, cost)
     hit(["warm"])
     before = resident()
@@ -98,7 +98,7 @@ def entries(package: str, cost: int = 1) -> float:
         for turn in range(N + N // 4):
             joined = len(users) * 8 * turn // N  # not all at once, so that they are trimmed at different times
             for user in users[:joined]:
-                clock.now += 1.001 * PERIOD / N / len(users[:joined])
+                clock.now += 1.003 * PERIOD / N / len(users[:joined])
                 hit([user])
     return (resident() - before) / len(users) / N
 

@@ -33,6 +33,8 @@ class Pace:
                 call()
         self.reads = (int(self._ticks()) - start) // trials
         """How often a call reads the clock."""
+        if self.reads == 0:
+            raise RuntimeError("a call did not look up time.time: it cannot be measured by a clock that moves")
         step = (PERIOD / amount / self.reads // _GRAIN + 1) * _GRAIN
         self._ticks = count(start + 2 * trials * self.reads + PERIOD, step).__next__
         with self.running():
