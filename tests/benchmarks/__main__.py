@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}; by default all of them")
-    parser.add_argument("--rounds", type=int, default=100, help="rounds of each case (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=80, help="rounds of each case (default: %(default)s)")
     options = parser.parse_args()
     if unknown := set(options.tables) - set(TABLES):
         parser.error(f"no such table: {', '.join(sorted(unknown))}")
