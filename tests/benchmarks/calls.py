@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import wrapt
 
-from quotalimit import RateLimitExceeded, rate_limited, token_budget
+from quotalimit import MemoryStore, RateLimitExceeded, rate_limited, token_budget
 from tests.benchmarks.peers import LIMITS
 from tests.benchmarks.report import Aim, Table, ns, times
 from tests.benchmarks.states import Pace, half_full
@@ -32,8 +32,11 @@ def noop(wrapped: Callable[..., Any], _instance: Any, args: Any, kwargs: Any) ->
 
 
 def limited(function: Any, amount: int = N, **options: Any) -> Any:
-    """The decorator that is measured: one sliding window, its key a lambda."""
-    return rate_limited(f"{amount}/hour", key=lambda user: user, **options)(function)
+    """The decorator that is measured: one sliding window, its key a lambda.
+
+    Each has a store of its own: where one has seen a later time, the others would look for states to re-date.
+    """
+    return rate_limited(f"{amount}/hour", key=lambda user: user, **{"store": MemoryStore(), **options})(function)
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,10 @@ def refused(rounds: int) -> Table:
 
 def layered(ask: Any) -> Any:
     """Three layers, folded into one guard; both windows are full at the same pace."""
-    ask = token_budget("1_000_000_000/day", key="user", reserve=20)(ask)
-    ask = rate_limited(f"{2 * N}/2 hours", key="user")(ask)
-    return rate_limited(f"{N}/hour", key=lambda user: user)(ask)
+    store = MemoryStore()
+    ask = token_budget("1_000_000_000/day", key="user", reserve=20, store=store)(ask)
+    ask = rate_limited(f"{2 * N}/2 hours", key="user", store=store)(ask)
+    return rate_limited(f"{N}/hour", key=lambda user: user, store=store)(ask)
 
 
 def layers(rounds: int) -> Table:
