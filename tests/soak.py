@@ -69,7 +69,9 @@ class Load:
         self._lock = threading.Lock()
 
         @rate_limited("5/second", key="user", name=f"{run}-visits", store=store)
-        @token_budget(SlidingWindow("1000/second"), key="user", reserve=20, usage=units, name=f"{run}-tokens", store=store)
+        @token_budget(
+            SlidingWindow("1000/second"), key="user", reserve=20, usage=units, name=f"{run}-tokens", store=store
+        )
         def visit(user: str, tokens: int) -> int:
             return tokens
 
