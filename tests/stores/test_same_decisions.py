@@ -190,7 +190,7 @@ BACK = (-1, -999, -5_000, -61_000, -90_000_000)
 @pytest.fixture
 def _no_sweeps() -> Iterator[None]:
     """No state is dropped: one that is idle would come to matter again if the clock stepped back."""
-    with patch.object(MemoryCounts, "_sweep"), patch("quotalimit.stores.rows.Rows.sweep"):
+    with patch.object(MemoryCounts, "sweep"), patch("quotalimit.stores.rows.Rows.sweep"):
         yield
 
 
