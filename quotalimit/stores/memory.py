@@ -84,17 +84,18 @@ class MemoryStore(Store):
         def admits(keys: Sequence[Key]) -> list[Charge] | None:
             if standing or collectors():
                 return None
-            places = set[int]()
+            first, same = keys[0], True
             for key in keys:
                 if type(key) not in PLAIN:
                     return None
-                places.add(hash(key) % _STRIPES)
-            if len(places) > 1:
-                locked = [stripes[place] for place in sorted(places)]
-                return _locked(locked, lambda: _take_common(asks, keys, locked))
-            stripe = stripes[places.pop()]
-            with stripe.lock:
-                return _take_common(asks, keys, (stripe,))
+                if key is not first:
+                    same = False
+            if same:
+                stripe = stripes[hash(first) % _STRIPES]
+                with stripe.lock:
+                    return _take_common(asks, keys, (stripe,))
+            locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
+            return _locked(locked, lambda: _take_common(asks, keys, locked))
 
         return admits
 
@@ -234,8 +235,12 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
         stripe.latest = now
     states: list[State] = []
     for key, (counts, limit, need, _, _) in zip(keys, asks):  # noqa: B905 - a check costs a tenth of the loop
-        state = counts.load(key, now)
-        if state is None or limit.fits(state, need, now):
+        state = counts.young.get(key)
+        if state is None or not counts.swept_at <= now < counts.sweep_at:
+            state = counts.load(key, now)
+            if state is None:
+                return None
+        if limit.fits(state, need, now):
             return None
         states.append(state)
     charges: list[Charge] = []
