@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from pickle import PicklingError
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -38,6 +37,8 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
     def __reduce__(self) -> str:
         name = getattr(self, "__qualname__", None)
         if not isinstance(name, str):
+            from pickle import PicklingError
+
             raise PicklingError(
                 f"a decorated {type(self.__wrapped__).__name__} has no name to be found by: decorate a function"
             )
