@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from quotalimit import MemoryStore, Store, configure
+from tests.stores.servers import valkey, valkey_cluster
+
+__all__ = ["valkey", "valkey_cluster"]
 
 
 @pytest.fixture(autouse=True)
