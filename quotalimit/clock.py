@@ -9,3 +9,8 @@ def now() -> int:
     `time.time` is looked up at each call, so that freezegun and time-machine work as they are.
     """
     return round(time.time() * 1e6)
+
+
+def monotonic() -> float:
+    """Seconds on a clock that is never set: for time-outs, which no limit depends on."""
+    return time.monotonic()

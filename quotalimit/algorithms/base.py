@@ -79,6 +79,14 @@ class Algorithm(ABC):
     def matters(self, state: State, now: int) -> bool:
         """Whether the state says any more than None does, but for the marks of charges that are still open."""
 
+    @abstractmethod
+    def dump(self, state: State) -> bytes:
+        """A state, not None, as bytes for a store outside of this process."""
+
+    @abstractmethod
+    def load(self, data: bytes) -> State:
+        """The state that `dump` wrote. Raises `ValueError` for anything else."""
+
     def _needs_fixed_period(self) -> int:
         """The rate's period; refuses months and years."""
         period = self.rate.period
@@ -101,3 +109,16 @@ class Algorithm(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.rate)!r})"
+
+
+def dump_numbers(version: bytes, *numbers: int) -> bytes:
+    """A few whole numbers of any size as bytes, behind what says how they are meant."""
+    return version + b",".join(b"%d" % number for number in numbers)
+
+
+def load_numbers(version: bytes, data: bytes, count: int) -> list[int]:
+    """The numbers that `dump_numbers` wrote. Raises `ValueError` for anything else."""
+    numbers = data[len(version) :].split(b",")
+    if not data.startswith(version) or len(numbers) != count:
+        raise ValueError(f"not a state: {data[:40]!r}")
+    return [int(number) for number in numbers]

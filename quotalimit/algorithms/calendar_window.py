@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Final
 
-from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
+from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State, dump_numbers, load_numbers
 from quotalimit.errors import InvalidLimit
 from quotalimit.rate import SECOND, UNITS, Rate
 
@@ -93,6 +93,15 @@ class CalendarWindow(Algorithm):
 
     def matters(self, state: State, now: int) -> bool:
         return bool(state[0] >= self.window(now)[0])
+
+    def dump(self, state: State) -> bytes:
+        return dump_numbers(b"c1:", *state)
+
+    def load(self, data: bytes) -> State:
+        start, used, mark = load_numbers(b"c1:", data, 3)
+        if used < 0:
+            raise ValueError(f"not the state of a window: {data!r}")
+        return start, used, mark
 
     def _present(self, state: State, now: int) -> tuple[int, int, Mark]:
         """The state of the present window: the one given, or that of a new window whose mark was never used."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from itertools import accumulate
+from operator import le
 from typing import Final
 
 from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
@@ -98,6 +100,21 @@ class SlidingWindow(Algorithm):
         newest: int = state[-1] if type(state) is array else state.newest - state.shift
         return newest > now - self._period
 
+    def dump(self, state: State) -> bytes:
+        if type(state) is array:
+            return b"s1:" + _to_bytes(state)
+        return b"l1:" + _to_bytes(array("q", (state.shift, state.newest)) + state.times + state.sums)
+
+    def load(self, data: bytes) -> State:
+        numbers = _from_bytes(data[3:])
+        if data.startswith(b"s1:") and _is_sorted(numbers):
+            return numbers
+        entries = (len(numbers) - 3) // 2
+        times, sums = numbers[2 : 2 + entries], numbers[2 + entries :]
+        if data.startswith(b"l1:") and len(sums) == entries + 1 > 0 and _is_sorted(times) and _is_sorted(sums):
+            return Log(times, sums, numbers[0], numbers[1])
+        raise ValueError(f"not the log of a sliding window: {data[:40]!r}")
+
 
 class Log:
     """Charges of any cost, oldest first, one entry for each moment at which something was charged.
@@ -171,3 +188,22 @@ class Log:
 
     def __copy__(self) -> Log:
         return Log(self.times[:], self.sums[:], self.shift, self.newest)
+
+
+def _to_bytes(numbers: array[int]) -> bytes:
+    """Numbers as 8 bytes each, in the order of bytes that most machines have."""
+    if sys.byteorder == "big":
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _from_bytes(data: bytes) -> array[int]:
+    numbers = array("q", data)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def _is_sorted(numbers: array[int]) -> bool:
+    return all(map(le, numbers, numbers[1:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
+from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State, dump_numbers, load_numbers
 from quotalimit.errors import InvalidLimit
 from quotalimit.rate import MAX_AMOUNT, Rate
 
@@ -67,6 +67,15 @@ class TokenBucket(Algorithm):
     def matters(self, state: State, now: int) -> bool:
         missing, time, _ = state
         return bool(self._amount * (now - time) < missing)
+
+    def dump(self, state: State) -> bytes:
+        return dump_numbers(b"b1:", *state)
+
+    def load(self, data: bytes) -> State:
+        missing, time, shift = load_numbers(b"b1:", data, 3)
+        if missing < 0:
+            raise ValueError(f"not the state of a bucket: {data!r}")
+        return missing, time, shift
 
     def _missing(self, state: State, now: int) -> int:
         """What the bucket lacks now, in units * period."""

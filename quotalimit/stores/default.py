@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 from quotalimit.stores.base import Store
@@ -48,8 +48,19 @@ def follow(follower: Follower) -> Store:
 
 
 def store_from_url(url: str) -> Store:
-    """Make the store that a URL names: `memory://`. Raises `ValueError` for any other scheme."""
-    scheme = urlsplit(url).scheme
-    if scheme == "memory":
+    """Make the store that a URL names: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.
+
+    Raises `ValueError` for any other scheme.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
         return MemoryStore()
-    raise ValueError(f"no store for the scheme {scheme!r} of a store's URL: use memory://")
+    if parts.scheme == "sqlite":
+        from quotalimit.stores.sqlite import SQLiteStore
+
+        if parts.netloc or len(parts.path) < 2 or parts.query or parts.fragment:
+            raise ValueError(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute.db")
+        return SQLiteStore(unquote(parts.path[1:]))
+    raise ValueError(
+        f"no store for the scheme {parts.scheme!r} of a store's URL: use memory:// or sqlite:///relative.db"
+    )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from copy import copy
 from typing import Final
 
 from quotalimit import clock
-from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
-from quotalimit.decision import Decision, Reason
+from quotalimit.algorithms.base import Algorithm, State
+from quotalimit.decision import Decision
 from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
 from quotalimit.stores.base import Answer, Charge, Claim, Store, decide
+from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
 _STRIPES: Final = 1_024
@@ -142,37 +142,15 @@ class MemoryStore(Store):
         elif claim.cost or claim.holds:
             answer.new.add((claim.counts, claim.identity))
             claim.counts.make_room(now, sum(counts is claim.counts for counts, _ in answer.new))
-        need = claim.need + claim.before
-        if claim.lenders:
-            need -= min(need, sum(lender.held for lender in claim.lenders))
-            if need == 0:
-                return state
-        wait = limit.fits(state, need, now)
-        reason: Reason = "exhausted"
-        if wait == 0:
-            wait = _delay(claim, state, need, now) if claim.heads else 0
-            if wait == 0:
-                return state
-        elif wait >= NEVER:
-            reason = "too_large"
-        else:
-            if claim.ahead:
-                wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
-            charges = claim.counts.open.get(claim.identity)
-            if charges and _fits_without(charges, limit, state, need, now):
-                reason = "busy"
-        answer.refusals[place] = decide(claim, state, now, None if wait >= NEVER else wait, reason)
+        refusal = refusal_of(claim, state, now, claim.counts.open.get(claim.identity, ()))
+        if refusal is not None:
+            answer.refusals[place] = refusal
         return state
 
     def _take(self, claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
         counts, cost = claim.counts, claim.cost
-        borrowed: dict[Charge, int] = {}
-        for lender in claim.lenders:
-            lent = min(cost, lender.held)
-            if lent:
-                lender.held -= lent
-                cost -= lent
-                borrowed[lender] = lent
+        borrowed = lend(claim) if claim.lenders else {}
+        cost -= sum(borrowed.values())
         if cost or claim.holds:
             if claim.before:
                 state = counts.load(claim.identity, now)
@@ -327,32 +305,8 @@ def _unlock(stripes: list[Stripe]) -> None:
         stripe.lock.release()
 
 
-def _delay(claim: Claim, state: State, need: int, now: int) -> int:
-    """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
-    limit = claim.limit
-    cost = claim.cost - min(claim.cost, sum(lender.held for lender in claim.lenders))
-    for head_need, due in claim.heads:
-        start = max(now, due)
-        after, _ = limit.take(copy(state), claim.before + cost, now)
-        if limit.fits(after, head_need, start):
-            wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
-            return max(wait, start - now, 1)
-    return 0
-
-
-def _fits_without(charges: set[Charge], limit: Algorithm, state: State, need: int, now: int) -> bool:
-    """Whether the need would fit if every open charge came to use nothing."""
-    state = copy(state)
-    for charge in charges:
-        state = limit.adjust(state, charge.mark, -charge.taken, now)
-        for lender, units in charge.borrowed.items():
-            if not lender.open:
-                state = limit.adjust(state, lender.mark, -units, now)
-    return limit.fits(state, need, now) == 0
-
-
 def _close(charge: Charge, used: int, wait: bool) -> bool:
-    """Adjust the count to what a charge's call used. Of what is left, the lenders get theirs back first.
+    """Adjust the count to what a charge's call used.
 
     False, with nothing done, if that would have to wait for a sweep.
     """
@@ -365,27 +319,10 @@ def _close(charge: Charge, used: int, wait: bool) -> bool:
         charges.discard(charge)
         if not charges:
             del counts.open[identity]
-    charge.open = False
-    over, charge.held = used - charge.held, 0
-    changes = [(charge.mark, over)] if over > 0 else _give_back(charge, -over)
     if state is not None:
         state = charge.limit.redate(state, now)
-    for mark, change in changes:
-        state = charge.limit.adjust(state, mark, change, now)
+    for lender, change in close(charge, used):
+        state = charge.limit.adjust(state, lender.mark, change, now)
     if state is not None:
         counts.save(identity, state)
     return True
-
-
-def _give_back(charge: Charge, units: int) -> list[tuple[Mark, int]]:
-    """Return units to whom a charge borrowed from, as far as they still run; the changes of the count for the rest."""
-    if charge.open:
-        charge.held += units
-        return []
-    changes: list[tuple[Mark, int]] = []
-    for lender, lent in charge.borrowed.items():
-        returned = min(lent, units)
-        charge.borrowed[lender] -= returned
-        units -= returned
-        changes += _give_back(lender, returned)
-    return [*changes, (charge.mark, -units)] if units else changes

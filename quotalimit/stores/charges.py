@@ -1,0 +1,107 @@
+"""What every store does alike with the claims and charges of its process: judging, lending and closing them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import copy
+
+from quotalimit.algorithms.base import NEVER, Algorithm, State
+from quotalimit.decision import Decision, Reason
+from quotalimit.stores.base import Charge, Claim, decide
+
+
+def needed(claim: Claim) -> int:
+    """The units that must fit: those that earlier claims of the call take, too, less what its lenders hold."""
+    need = claim.need + claim.before
+    if claim.lenders:
+        need -= min(need, sum(lender.held for lender in claim.lenders))
+    return need
+
+
+def refusal_of(claim: Claim, state: State, now: int, charges: Iterable[Charge] = ()) -> Decision | None:
+    """The refusal of a claim that does not fit; None for one that does. `charges` are the open ones on its count."""
+    need = needed(claim)
+    if need == 0 and claim.lenders:
+        return None
+    limit = claim.limit
+    wait = limit.fits(state, need, now)
+    reason: Reason = "exhausted"
+    if wait == 0:
+        wait = _delay(claim, state, need, now) if claim.heads else 0
+        if wait == 0:
+            return None
+    elif wait >= NEVER:
+        return decide(claim, state, now, None, "too_large")
+    else:
+        if claim.ahead:
+            wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
+        if charges and _fits_without(charges, limit, state, need, now):
+            reason = "busy"
+    return decide(claim, state, now, None if wait >= NEVER else wait, reason)
+
+
+def lend(claim: Claim) -> dict[Charge, int]:
+    """Take the claim's cost from its lenders, nearest first, as far as they go; what each of them lent."""
+    borrowed: dict[Charge, int] = {}
+    cost = claim.cost
+    for lender in claim.lenders:
+        lent = min(cost, lender.held)
+        if lent:
+            lender.held -= lent
+            cost -= lent
+            borrowed[lender] = lent
+    return borrowed
+
+
+def close(charge: Charge, used: int) -> list[tuple[Charge, int]]:
+    """Close a charge at the units that were used; at which charges' marks the count is then to be adjusted.
+
+    Of what is left, the lenders get theirs back first.
+    """
+    charge.open = False
+    over, charge.held = used - charge.held, 0
+    return [(charge, over)] if over > 0 else give_back(charge, -over)
+
+
+def give_back(charge: Charge, units: int) -> list[tuple[Charge, int]]:
+    """Return units to whom a charge borrowed from, as far as they still run; the adjustments for the rest."""
+    if charge.open:
+        charge.held += units
+        return []
+    changes: list[tuple[Charge, int]] = []
+    for lender, lent in charge.borrowed.items():
+        returned = min(lent, units)
+        charge.borrowed[lender] -= returned
+        units -= returned
+        changes += give_back(lender, returned)
+    return [*changes, (charge, -units)] if units else changes
+
+
+def unused(charges: Iterable[Charge]) -> list[tuple[Charge, int]]:
+    """The adjustments of the count if every open charge came to use nothing."""
+    changes: list[tuple[Charge, int]] = []
+    for charge in charges:
+        changes.append((charge, -charge.taken))
+        changes += [(lender, -units) for lender, units in charge.borrowed.items() if not lender.open]
+    return changes
+
+
+def _delay(claim: Claim, state: State, need: int, now: int) -> int:
+    """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
+    limit = claim.limit
+    cost = claim.cost - min(claim.cost, sum(lender.held for lender in claim.lenders))
+    for head_need, due in claim.heads:
+        start = max(now, due)
+        after, _ = limit.take(copy(state), claim.before + cost, now)
+        if limit.fits(after, head_need, start):
+            wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
+            return max(wait, start - now, 1)
+    return 0
+
+
+def _fits_without(charges: Iterable[Charge], limit: Algorithm, state: State, need: int, now: int) -> bool:
+    """Whether the need would fit if every open charge came to use nothing."""
+    state = copy(state)
+    for charge, change in unused(charges):
+        state = limit.adjust(state, charge.mark, change, now)
+    return limit.fits(state, need, now) == 0

@@ -1,0 +1,198 @@
+"""The rows of an SQLite file that one transaction reads and changes: one for each count of an identity."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from typing import Final
+
+from quotalimit.algorithms.base import Algorithm, Mark, State
+from quotalimit.errors import StoreFull
+from quotalimit.keys import Identity
+from quotalimit.stores.journal import ADJUST, LARGE, REDATE, TAKE, Journal, Journals, Step
+from quotalimit.stores.shared import SharedCounts, written
+
+_LATEST: Final = (1 << 62) - 1
+_SLACK: Final = 4
+"""A large state is kept a quarter of its period longer, so that not every call writes when it will be idle."""
+
+
+class Row:
+    """One count of one identity, as of the transaction's time. One without an `id` is not in the file yet.
+
+    `idle_at` is when the state will say no more than None does, and no hold on it can be settled any more.
+    """
+
+    __slots__ = ("changed", "counts", "epoch", "id", "identity", "idle_at", "journal", "now", "state", "steps")
+
+    def __init__(self, counts: SharedCounts, identity: bytes, now: int) -> None:
+        self.counts = counts
+        self.identity = identity
+        self.now = now
+        self.id: int | None = None
+        self.epoch = 0
+        self.idle_at = 0
+        self.journal: Journal | None = None
+        self.state: State = None
+        self.steps: list[Step] = []
+        self.changed = False
+
+    def redate(self, limit: Algorithm) -> None:
+        if self.state is not None:
+            dated = limit.redate(self.state, self.now)
+            if dated is not self.state:
+                self._change(dated, (REDATE, self.now, 0, 0))
+
+    def take(self, limit: Algorithm, cost: int, *, holds: bool) -> Mark:
+        state, mark = limit.take(self.state, cost, self.now)
+        if state is not None:
+            self._change(state, (TAKE, self.now, 0, cost))
+        if holds:
+            self.idle_at = max(self.idle_at, self.now + limit.period)
+        return mark
+
+    def adjust(self, limit: Algorithm, mark: Mark, delta: int) -> None:
+        state = limit.adjust(self.state, mark, delta, self.now)
+        if state is not None and (self.id is not None or limit.matters(state, self.now)):
+            self._change(state, (ADJUST, self.now, mark, delta))
+
+    def reset(self) -> None:
+        """Forget what was used. The row stays for one period, to tell the holds of before from those of after."""
+        self.state = None
+        self.epoch += 1
+        self.idle_at = self.now + self.counts.slowest.period
+        self.changed = True
+
+    def _change(self, state: State, step: Step) -> None:
+        self.state = state
+        self.changed = True
+        if self.journal is not None:
+            self.journal.state = state
+            self.steps.append(step)
+
+
+class Rows:
+    """The rows of one transaction, each read once and written once."""
+
+    def __init__(self, file: sqlite3.Connection, journals: Journals, now: int, max_keys: int) -> None:
+        self._file = file
+        self._journals = journals
+        self._now = now
+        self._max_keys = max_keys
+        self._rows: dict[tuple[SharedCounts, bytes], Row] = {}
+
+    def find(self, counts: SharedCounts, identity: Identity, limit: Algorithm) -> Row:
+        """The row of an identity, re-dated. Raises `ValueError` for one that is damaged."""
+        name = written(identity)
+        row = self._rows.get((counts, name))
+        if row is None:
+            row = self._rows[counts, name] = self._read(counts, name, limit)
+            row.redate(limit)
+        return row
+
+    def make_room(self, counts: SharedCounts) -> None:
+        """Check that the rows which are not in the file yet may be added. Raises `StoreFull`."""
+        new = sum(row.counts is counts and row.id is None for row in self._rows.values())
+        (keys,) = self._file.execute("SELECT keys FROM counts WHERE id = ?", (self._place(counts),)).fetchone()
+        if keys + new > self._max_keys:
+            raise StoreFull(
+                f"{counts.name}: already counting for {self._max_keys} identities, so a new one is refused: "
+                "raise max_keys of the SQLiteStore, or limit by a coarser key in front"
+            )
+
+    def write(self) -> None:
+        """Write the rows that have changed."""
+        for row in self._rows.values():
+            if row.changed:
+                if row.journal is not None and row.state is not None:
+                    self._write_large(row, row.journal)
+                else:
+                    self._write_small(row)
+
+    def sweep(self, after: int, batch: int, places: Mapping[int, SharedCounts]) -> int:
+        """Look at some rows behind one, and remove the idle ones; where to go on, 0 for the beginning."""
+        found = self._file.execute(
+            "SELECT id, place, identity, dated, idle_at, journal FROM states WHERE id > ? ORDER BY id LIMIT ?",
+            (after, batch),
+        ).fetchall()
+        for id_, place, identity, dated, idle_at, journal in found:
+            if dated > self._now:  # the clock has stepped back
+                idle_at += self._now - dated
+                self._file.execute("UPDATE states SET dated = ?, idle_at = ? WHERE id = ?", (self._now, idle_at, id_))
+            if idle_at <= self._now and not (place in places and identity in places[place].open):
+                self._file.execute("DELETE FROM states WHERE id = ?", (id_,))
+                self._file.execute("UPDATE counts SET keys = keys - 1 WHERE id = ?", (place,))
+                if journal is not None:
+                    self._journals.remove(self._file, journal)
+        return found[-1][0] if len(found) == batch else 0
+
+    def _read(self, counts: SharedCounts, identity: bytes, limit: Algorithm) -> Row:
+        row = Row(counts, identity, self._now)
+        found = self._file.execute(
+            "SELECT id, epoch, dated, idle_at, journal, first, state FROM states WHERE place = ? AND identity = ?",
+            (self._place(counts), identity),
+        ).fetchone()
+        if found is not None:
+            row.id, row.epoch, dated, row.idle_at, journal, first, state = found
+            row.idle_at -= max(0, dated - self._now)
+            if journal is not None:
+                row.journal = self._journals.open(self._file, journal, first, limit)
+                row.state = row.journal.state
+            elif state is not None:
+                row.state = limit.load(state)
+        return row
+
+    def _write_small(self, row: Row) -> None:
+        """Write a row with its state; into a journal if it has grown large."""
+        limit = row.counts.slowest
+        if row.journal is not None:
+            self._journals.remove(self._file, row.journal.id)
+            row.journal = None
+        state = None
+        if row.state is not None:
+            state = limit.dump(row.state)
+            row.idle_at = max(row.idle_at, limit.whole_at(row.state, self._now))
+            if len(state) > LARGE:
+                row.journal = self._journals.begin(self._file, row.state, state)
+                state = None
+        self._write(row, state)
+
+    def _write_large(self, row: Row, journal: Journal) -> None:
+        """Write the changes of a state that is in a journal; all of it if it is small again."""
+        limit = row.counts.slowest
+        first = journal.first
+        state = self._journals.write(self._file, journal, row.steps, limit)
+        idle_at = limit.whole_at(row.state, self._now)
+        if state is not None:
+            row.journal = None
+        if state is not None or journal.first != first or idle_at > row.idle_at:
+            row.idle_at = max(row.idle_at, idle_at + limit.period // _SLACK)
+            self._write(row, state)
+
+    def _write(self, row: Row, state: bytes | None) -> None:
+        journal, first = (None, None) if row.journal is None else (row.journal.id, row.journal.first)
+        values = (row.epoch, self._now, min(row.idle_at, _LATEST), journal, first, state)
+        if row.id is not None:
+            self._file.execute(
+                "UPDATE states SET epoch = ?, dated = ?, idle_at = ?, journal = ?, first = ?, state = ? WHERE id = ?",
+                (*values, row.id),
+            )
+            return
+        place = self._place(row.counts)
+        row.id = self._file.execute(
+            "INSERT INTO states (epoch, dated, idle_at, journal, first, state, place, identity)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, place, row.identity),
+        ).lastrowid
+        self._file.execute("UPDATE counts SET keys = keys + 1 WHERE id = ?", (place,))
+
+    def _place(self, counts: SharedCounts) -> int:
+        """The number of the counts of a limit in the file; they are added if they are new."""
+        if counts.slot is None:
+            name = counts.name.encode("utf-8", "surrogatepass"), counts.position, counts.limit_id
+            self._file.execute("INSERT OR IGNORE INTO counts (name, position, limit_id) VALUES (?, ?, ?)", name)
+            (counts.slot,) = self._file.execute(
+                "SELECT id FROM counts WHERE name = ? AND position = ? AND limit_id = ?", name
+            ).fetchone()
+        place: int = counts.slot
+        return place

@@ -1,0 +1,185 @@
+"""Counts in an SQLite file: several processes of one machine share them, and they outlive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final
+from weakref import finalize
+
+from quotalimit import clock
+from quotalimit.errors import StoreFull, StoreUnavailable
+from quotalimit.stores.base import Answer, Claim, decide
+from quotalimit.stores.charges import lend, refusal_of
+from quotalimit.stores.database import Database
+from quotalimit.stores.journal import Journals
+from quotalimit.stores.rows import Row, Rows
+from quotalimit.stores.settlements import Change, SharedCharge
+from quotalimit.stores.shared import OnUnavailable, Question, SharedStore
+
+_SWEEP: Final = 4
+"""Rows looked at in each call: more than it can add, so that idle ones never pile up and no call pauses for them."""
+_SWEEP_WHEN_FULL: Final = 512
+
+
+class SQLiteStore(SharedStore):
+    """Counts in a file: `SQLiteStore("quota.db")`. Exact among all threads, tasks and processes of one machine.
+
+    `timeout` is how many seconds a call waits for the file's lock. `on_unavailable` is what becomes of a call when it
+    cannot be had: `"raise"` raises `StoreUnavailable`, `"allow"` admits and charges nothing, another store is asked
+    instead. `max_keys` bounds the identities that one limit counts for. The file must be on a local disk, and is the
+    store's own. What a process has charged outlives its kill; a power failure may take the last moments with it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 1.0,
+        on_unavailable: OnUnavailable = "raise",
+        max_keys: int = 1_000_000,
+    ) -> None:
+        name = os.fspath(path)
+        if not isinstance(name, str) or name in ("", ":memory:") or "\0" in name:
+            raise ValueError(f"path must be that of a file, not {name!r}: for counts in memory there is MemoryStore")
+        super().__init__(timeout=timeout, on_unavailable=on_unavailable, max_keys=max_keys)
+        self._database = Database(Path(name).absolute(), timeout)
+        self._journals = Journals()
+        self._opened = 0
+        self._swept = 0
+        self._threads: ThreadPoolExecutor | None = None
+        finalize(self, self._database.close).atexit = False
+        try:
+            self._database.check()
+        except StoreUnavailable as error:
+            if self._raises:
+                raise
+            self._outage.begin(error)
+
+    def _ask(self, question: Question) -> Answer:
+        if not self._lock.acquire(timeout=max(0.0, question.deadline - clock.monotonic())):
+            raise self._database.busy()
+        try:
+            return self._transact(question)
+        finally:
+            self._lock.release()
+
+    async def _ask_async(self, question: Question) -> Answer:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
+        asked = self._threads.submit(self._ask, question)
+        try:
+            return await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            if not asked.cancel():
+                asked.add_done_callback(partial(self._abandon, question))
+            raise
+
+    def _abandon(self, question: Question, asked: Future[Answer]) -> None:
+        """Undo what was done for a call that was cancelled while the file was asked."""
+        if asked.exception() is None:
+            self._undo(question, asked.result())
+
+    def close(self) -> None:
+        self._outage.retry_now()
+        self.flush()
+        with self._lock:
+            self._database.close()
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    def before_fork(self) -> None:
+        super().before_fork()
+        self._database.close()  # no connection may be carried across a fork, nor be closed in the child
+
+    def after_fork(self, *, in_child: bool) -> None:
+        if in_child:
+            self._threads = None
+        super().after_fork(in_child=in_child)
+
+    def _transact(self, question: Question) -> Answer:
+        """Answer in one transaction, and write what was settled in the same. The store's lock is held."""
+        self._database.begin(question.deadline)
+        changes = self._settlements.take()
+        answer = Answer(0)
+        full: StoreFull | None = None
+        try:
+            with self._database as file:
+                if self._opened != self._database.opened:
+                    self._forget_file()
+                answer.now = max(clock.now(), question.not_before)
+                rows = Rows(file, self._journals, answer.now, self._max_keys)
+                try:
+                    self._answer(question, changes, rows, answer)
+                except StoreFull as error:  # nothing is taken, but what was settled is written
+                    full = error
+                rows.write()
+                places = {counts.slot: counts for counts in self._places if counts.open}
+                self._swept = rows.sweep(self._swept, _SWEEP_WHEN_FULL if full else _SWEEP, places)
+        except BaseException as error:
+            self._settlements.put_back(changes)
+            for charge in answer.charges:
+                for lender, units in charge.borrowed.items():
+                    lender.held += units
+            self._forget_file()
+            if isinstance(error, (ValueError, struct.error)):
+                raise self._database.damaged(error) from error
+            raise
+        self._settlements.written(changes)
+        for charge in answer.charges:
+            charge.counts.opened(charge)
+        for counts, identity in question.resets:
+            counts.forget(identity)
+        if full is not None:
+            raise full
+        return answer
+
+    def _forget_file(self) -> None:
+        """Forget what is known of the file: it was opened anew, or what was changed was not written."""
+        self._opened = self._database.opened
+        self._journals.clear()
+        for counts in self._places:
+            counts.slot = None
+
+    def _answer(self, question: Question, changes: Sequence[Change], rows: Rows, answer: Answer) -> None:
+        for change in changes:
+            row = rows.find(change.counts, change.identity, change.limit)
+            if row.epoch == change.epoch:
+                row.adjust(change.limit, change.mark, change.delta)
+        for counts, identity in question.resets:
+            rows.find(counts, identity, counts.slowest).reset()
+        found: list[Row] = []
+        for place, claim in enumerate(question.claims):
+            row = rows.find(claim.counts, claim.identity, claim.limit)
+            found.append(row)
+            if row.id is None and question.takes and (claim.cost or claim.holds):
+                rows.make_room(claim.counts)
+            refusal = refusal_of(claim, row.state, answer.now, claim.counts.charges(claim.identity))
+            if refusal is not None:
+                answer.refusals[place] = refusal
+            if not question.takes:
+                looked = decide(claim, row.state, answer.now, 0, None) if refusal is None else refusal
+                answer.decisions.append(looked)
+        if question.takes and not answer.refusals:
+            for claim, row in zip(question.claims, found, strict=True):
+                _take(claim, row, question, answer)
+
+
+def _take(claim: Claim, row: Row, question: Question, answer: Answer) -> None:
+    borrowed = lend(claim) if claim.lenders else {}
+    cost = claim.cost - sum(borrowed.values())
+    if cost or claim.holds:
+        mark = row.take(claim.limit, cost, holds=claim.holds)
+        if claim.holds:
+            answer.charges.append(SharedCharge(claim, mark, cost, borrowed, row.epoch))
+        else:
+            undone = Change(claim.counts, claim.identity, claim.limit, mark, row.epoch, -cost)
+            question.plain.append(undone)
+    if question.report:
+        answer.decisions.append(decide(claim, row.state, answer.now, 0, None))
