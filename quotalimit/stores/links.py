@@ -114,7 +114,7 @@ class Links:
             self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
         self._known = True
 
-    def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[list[int]]:
+    def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
         words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
         slot = key_slot(keys[0]) if self.cluster else 0
@@ -134,7 +134,7 @@ class Links:
                 self._known = False  # whatever it was, look again who is there
                 raise self.unavailable(error) from error
             else:
-                return cast("list[int]", reply)
+                return cast("bytes", reply)
         raise self.unavailable("a cluster that sends from node to node")
 
     # Threads

@@ -1,25 +1,12 @@
--- One call of a RedisStore: what was settled before, then the question, on the counts that KEYS names.
---
--- ARGV[1] is the header, five numbers: the time (0: the server's), a time known to have come, what is asked, how many
--- changes follow, and the serial of the oldest change that the client does not know to be kept. The changes follow, then
--- the claims, each a string of numbers too. The answer is a table of whole numbers: how it went, the time, and for each
--- claim what the client asked for. Waits take two, of 53 bits each.
+-- What every other call of a RedisStore takes, with the algorithms: what was settled before, then the question.
 
-local TAKE, REPORT, LOOK, RESET = 1, 2, 3, 4
-local UNKNOWN_WINDOW, DONE, REFUSED = 0, 1, 2
+local REPORT, LOOK, RESET = 2, 3, 4
+local UNKNOWN_WINDOW, REFUSED = 0, 2
 local FITS, EXHAUSTED, BUSY, TOO_LARGE = 0, 1, 2, 3
 local HOUR = 3600000
 
 local kinds = {[98] = algorithms.bucket, [99] = algorithms.calendar, [115] = algorithms.sliding}
-local counts, changed = {}, {}
-local now, not_before, asked, changes, oldest = struct.unpack('<ddddd', ARGV[1])
-local slack = 1000
-if now == 0 then
-  local time = redis.call('TIME')
-  now = time[1] * 1000000 + time[2]
-else -- keys expire by the server's clock all the same
-  slack = HOUR
-end
+local counts, changed, claims, told, refused = {}, {}, {}, {}, {}
 
 -- The count that a key holds and the algorithm of its limit, read once a call.
 local function count_of(place, kind)
@@ -37,9 +24,9 @@ local function change(count, limit)
 end
 
 -- Write what has changed, and answer.
-local function answer(...)
+local function answer(how, numbers)
   for count, limit in pairs(changed) do count.algorithm.save(count, limit, now, slack) end
-  return {...}
+  return struct.pack('<i8i8' .. string.rep('i8', #numbers), how, now, unpack(numbers))
 end
 
 -- What was settled. A change that comes again, because its answer was lost, is in the journal.
@@ -61,7 +48,6 @@ if changes > 0 then
   redis.call('PEXPIRE', journal, HOUR)
 end
 
-local claims = {}
 now = math.max(now, not_before)
 for at = 2 + changes, #ARGV do
   local blob = ARGV[at]
@@ -78,7 +64,7 @@ for at = 2 + changes, #ARGV do
   end
   claim.count = count_of(place, kind)
   claim.limit = {capacity = capacity, period = period, amount = amount, edges = {first, second, third}}
-  if asked ~= RESET and not claim.count.algorithm.knows(claim.limit, now) then return answer(UNKNOWN_WINDOW, now) end
+  if asked ~= RESET and not claim.count.algorithm.knows(claim.limit, now) then return answer(UNKNOWN_WINDOW, told) end
   claims[#claims + 1] = claim
 end
 
@@ -87,7 +73,7 @@ if asked == RESET then
     claim.count.algorithm.reset(claim.count, claim.limit, now)
     change(claim.count, claim.limit)
   end
-  return answer(DONE, now)
+  return answer(DONE, told)
 end
 
 -- How long a claim that fits must wait all the same, not to delay the waiting calls in front of it.
@@ -124,28 +110,29 @@ local function judge(claim)
   return EXHAUSTED, low, high
 end
 
-local told, refused = {}, {}
 local function tell(list, ...)
   for _, number in ipairs({...}) do list[#list + 1] = number end
 end
 
-local function used_and_whole(claim)
+local function tell_use(list, claim)
   local count, limit = claim.count, claim.limit
-  return count.algorithm.used(count, limit, now), count.algorithm.whole_in(count, limit, now)
+  tell(list, count.algorithm.used(count, limit, now), count.algorithm.whole_in(count, limit, now))
 end
 
 for place, claim in ipairs(claims) do
   if claim.count.algorithm.redate(claim.count, claim.limit, now) then change(claim.count, claim.limit) end
   local reason, low, high = judge(claim)
   if reason ~= FITS then
-    tell(refused, place - 1, reason, low, high, used_and_whole(claim))
+    tell(refused, place - 1, reason, low, high)
+    tell_use(refused, claim)
   end
   if asked == LOOK then
-    tell(told, place - 1, reason, low, high, used_and_whole(claim))
+    tell(told, place - 1, reason, low, high)
+    tell_use(told, claim)
   end
 end
-if asked == LOOK then return answer(DONE, now, unpack(told)) end
-if #refused > 0 then return answer(REFUSED, now, unpack(refused)) end
+if asked == LOOK then return answer(DONE, told) end
+if #refused > 0 then return answer(REFUSED, refused) end
 
 for _, claim in ipairs(claims) do
   local mark = 0
@@ -153,7 +140,8 @@ for _, claim in ipairs(claims) do
     mark = claim.count.algorithm.take(claim.count, claim.limit, claim.cost, now, claim.holds)
     change(claim.count, claim.limit)
   end
-  tell(told, mark, claim.count.epoch)
-  if asked == REPORT then tell(told, used_and_whole(claim)) end
+  told[#told + 1] = mark
+  told[#told + 1] = claim.count.epoch
+  if asked == REPORT then tell_use(told, claim) end
 end
-return answer(DONE, now, unpack(told))
+return answer(DONE, told)

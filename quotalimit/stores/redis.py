@@ -21,7 +21,7 @@ from quotalimit.stores.settlements import Change, SharedCharge, change_of
 from quotalimit.stores.shared import OnUnavailable, Question, SharedCounts, SharedStore, written
 from quotalimit.stores.writer import WRITER
 
-_HEADER: Final = Struct("<5d")
+_HEADER: Final = Struct("<6d")
 _CHANGE: Final = Struct("<9d")
 _CLAIM: Final = Struct("<14d")
 _PAIR: Final = Struct("<2d")
@@ -228,7 +228,8 @@ class RedisStore(SharedStore):
             place, address = place_of(want.claim.counts, want.claim.identity, want.claim.limit)
             arguments.append(want.packed(place, address, here))
         oldest = min(self._unsure, default=0)
-        arguments[0] = _HEADER.pack(now, not_before, asks, len(turn.due), oldest)
+        plain = not turn.due and asks == _TAKE and len(places) == len(claims) and all(want.is_plain for want in claims)
+        arguments[0] = _HEADER.pack(now, not_before, asks, len(turn.due), oldest, plain)
         keys = list(places)
         if turn.due:
             keys.append(turn.journal)
@@ -291,6 +292,12 @@ class Want:
         self.borrowed: dict[Charge, int] = {}
         self.open = [(charge.mark, -units) for charge, units in unused(claim.counts.charges(claim.identity)) if units]
         self.mark = self.epoch = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for one unit that nobody holds, waits for or lends."""
+        claim = self.claim
+        return self.cost == self.need == 1 and not (claim.holds or claim.heads or self.open or claim.ahead) and claim.limit.kind == "sliding"
 
     def borrow(self) -> None:
         """Take what the enclosing calls lend before anybody else does."""

@@ -11,7 +11,8 @@ from typing import Final
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.errors import InvalidLimit
 
-_DRIVER: Final = "redis.lua"
+_BEFORE: Final = "redis_plain.lua"
+_AFTER: Final = "redis.lua"
 
 
 class Script:
@@ -36,7 +37,9 @@ def twin_of(limit: Algorithm) -> str:
 @cache
 def script_of(twins: frozenset[str]) -> Script:
     """The script for the algorithms whose twins are named."""
-    return Script(assembled(sorted(twins)) + files("quotalimit.stores").joinpath(_DRIVER).read_text())
+    folder = files("quotalimit.stores")
+    parts = folder.joinpath(_BEFORE).read_text(), assembled(sorted(twins)), folder.joinpath(_AFTER).read_text()
+    return Script("".join(parts))
 
 
 def assembled(twins: Iterable[str]) -> str:
