@@ -1,7 +1,7 @@
 """Large states in an SQLite file: a snapshot and the changes since, so that a call writes its own change alone.
 
 Each process keeps what it has read, and reads only what others have written since. Made again by the algorithm, the
-same changes give every process the same state.
+same changes give every process the same state. Only logs grow large; their changes do not depend on a limit's amount.
 """
 
 from __future__ import annotations

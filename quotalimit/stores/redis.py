@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
-from struct import Struct
+from struct import Struct, unpack
 from typing import Any, Final
 
 from quotalimit import clock
@@ -182,7 +182,8 @@ class RedisStore(SharedStore):
         if turn.resets:
             asks, claims = _RESET, turn.resets
         while True:
-            reply = yield from self._links.called(*self._request(turn, claims, asks, now, question.not_before, here))
+            told = yield from self._links.called(*self._request(turn, claims, asks, now, question.not_before, here))
+            reply = unpack(f"<{len(told) // 8}q", told)
             self._keep(turn)
             if reply[0] != _UNKNOWN_WINDOW:
                 break

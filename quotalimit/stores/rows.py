@@ -20,10 +20,23 @@ _SLACK: Final = 4
 class Row:
     """One count of one identity, as of the transaction's time. One without an `id` is not in the file yet.
 
-    `idle_at` is when the state will say no more than None does, and no hold on it can be settled any more.
+    `idle_at` is when the file says that the row may go: the state will say no more than None does, and no hold on it
+    can be settled any more. `held_until` is what the holds of this transaction ask for.
     """
 
-    __slots__ = ("changed", "counts", "epoch", "id", "identity", "idle_at", "journal", "now", "state", "steps")
+    __slots__ = (
+        "changed",
+        "counts",
+        "epoch",
+        "held_until",
+        "id",
+        "identity",
+        "idle_at",
+        "journal",
+        "now",
+        "state",
+        "steps",
+    )
 
     def __init__(self, counts: SharedCounts, identity: bytes, now: int) -> None:
         self.counts = counts
@@ -32,6 +45,7 @@ class Row:
         self.id: int | None = None
         self.epoch = 0
         self.idle_at = 0
+        self.held_until = 0
         self.journal: Journal | None = None
         self.state: State = None
         self.steps: list[Step] = []
@@ -48,7 +62,7 @@ class Row:
         if state is not None:
             self._change(state, (TAKE, self.now, 0, cost))
         if holds:
-            self.idle_at = max(self.idle_at, self.now + limit.period)
+            self.held_until = max(self.held_until, self.now + limit.period)
         return mark
 
     def adjust(self, limit: Algorithm, mark: Mark, delta: int) -> None:
@@ -60,7 +74,7 @@ class Row:
         """Forget what was used. The row stays for one period, to tell the holds of before from those of after."""
         self.state = None
         self.epoch += 1
-        self.idle_at = self.now + self.counts.slowest.period
+        self.held_until = self.now + self.counts.slowest.period
         self.changed = True
 
     def _change(self, state: State, step: Step) -> None:
@@ -148,6 +162,7 @@ class Rows:
         if row.journal is not None:
             self._journals.remove(self._file, row.journal.id)
             row.journal = None
+        row.idle_at = max(row.idle_at, row.held_until)
         state = None
         if row.state is not None:
             state = limit.dump(row.state)
@@ -162,7 +177,7 @@ class Rows:
         limit = row.counts.slowest
         first = journal.first
         state = self._journals.write(self._file, journal, row.steps, limit)
-        idle_at = limit.whole_at(row.state, self._now)
+        idle_at = max(limit.whole_at(row.state, self._now), row.held_until)
         if state is not None:
             row.journal = None
         if state is not None or journal.first != first or idle_at > row.idle_at:

