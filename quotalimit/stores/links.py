@@ -60,9 +60,9 @@ class Links:
         self._home: Node = (options.pop("host", "localhost"), int(options.pop("port", 6379)))
         self._nodes: list[Node] = [self._home]
         self._slots: dict[int, Node] = {}
-        self._known = False
+        self.known = False
+        """Whether it is known what server this is: once it was `opened`, and until a call fails."""
         self.cluster = False
-        """Whether the server is one of a cluster; known once it was `opened`."""
         self._idle: dict[Node, list[Any]] = {}
         self._loops: dict[AbstractEventLoop, LoopLinks] = {}
 
@@ -77,8 +77,6 @@ class Links:
 
     def opened(self) -> Talk[None]:
         """Make sure that the server is known to be new enough, and where the slots of a cluster are."""
-        if self._known:
-            return
         failure: Exception | None = None
         for node in list(self._nodes):
             try:
@@ -112,7 +110,7 @@ class Links:
                 slot: (_text(main[0]) or node[0], main[1]) for first, last, main, *_ in slots for slot in range(first, last + 1)
             }
             self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
-        self._known = True
+        self.known = True
 
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
@@ -131,7 +129,7 @@ class Links:
             except AskError as error:
                 node, asking = (error.host or node[0], error.port), True
             except RedisError as error:
-                self._known = False  # whatever it was, look again who is there
+                self.known = False  # whatever it was, look again who is there
                 raise self.unavailable(error) from error
             else:
                 return cast("bytes", reply)

@@ -62,6 +62,7 @@ for at = 2 + changes, #ARGV do
       claim.charges[#claim.charges + 1] = {mark = one, units = other}
     end
   end
+  if place == 0 then place = at - 1 end -- each claim has its own key
   claim.count = count_of(place, kind)
   claim.limit = {capacity = capacity, period = period, amount = amount, edges = {first, second, third}}
   if asked ~= RESET and not claim.count.algorithm.knows(claim.limit, now) then return answer(UNKNOWN_WINDOW, told) end

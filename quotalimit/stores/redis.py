@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from struct import Struct, unpack
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from quotalimit import clock
 from quotalimit.algorithms.base import NEVER, Algorithm
 from quotalimit.decision import Decision, Reason
-from quotalimit.keys import Identity
+from quotalimit.keys import LONGEST, Identity
 from quotalimit.stores.base import Answer, Charge, Claim
 from quotalimit.stores.charges import give_back, lend, needed, unused
 from quotalimit.stores.links import Links, Talk
@@ -91,7 +91,12 @@ class RedisStore(SharedStore):
 
     def _talk(self, question: Question) -> Talk[Answer]:
         """What is said to the server, or to each slot of a cluster in turn, for one question."""
-        yield from self._links.opened()
+        if not self._links.known:
+            yield from self._links.opened()
+        if question.takes and not self._settlements:
+            simple = yield from self._ask_simply(question)
+            if simple is not None:
+                return simple
         answer = Answer(0)
         with self._lock:
             wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
@@ -125,6 +130,42 @@ class RedisStore(SharedStore):
                 self._note(wants, question, answer)
             for counts, identity in question.resets:
                 counts.forget(identity)
+        return answer
+
+    def _ask_simply(self, question: Question) -> Talk[Answer | None]:
+        """The answer to the common call, which holds and borrows nothing; None, with nothing taken, for any other."""
+        keys: list[bytes] = []
+        twins: tuple[str, ...] = ()
+        now = self._clock() if self._clock is not None else 0
+        asks = _REPORT if question.report else _TAKE
+        arguments = [b""]
+        first = question.claims[0].identity
+        plain = not question.report
+        for claim in question.claims:
+            counts = claim.counts
+            if claim.holds or claim.lenders or claim.heads or claim.before or claim.ahead or counts.open:
+                return None
+            if self._links.cluster and claim.identity != first:
+                return None
+            address = self._address(counts, claim.limit)
+            keys.append(b"%b:{%b}%b" % (self._prefix, _tag(claim.identity), address.suffix))
+            if address.twin not in twins:
+                twins = (*twins, address.twin)
+            plain = plain and address.is_sliding and claim.cost == 1
+            arguments.append(address.simple(claim, now or clock.now() + self._ahead))
+        if len(keys) > 1 and len(set(keys)) < len(keys):
+            return None
+        arguments[0] = _HEADER.pack(now, question.not_before, asks, 0, 0, plain)
+        told = yield from self._links.called(script_of(twins), keys, arguments)
+        reply = unpack(f"<{len(told) // 8}q", told)
+        how, answer = reply[0], Answer(reply[1])
+        if how == _UNKNOWN_WINDOW:
+            return None
+        if how == _REFUSED or question.report:
+            wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
+            self._hear(how, asks, reply, wants, answer)
+        if how == _DONE:
+            question.plain = _undoing(question.claims, reply, 5 if question.report else 2)
         return answer
 
     def _due(self, claims: Sequence[Claim]) -> list[Unsure]:
@@ -177,7 +218,7 @@ class RedisStore(SharedStore):
         """Ask for one part of a question, and add its answer to that of the whole."""
         now = self._clock() if self._clock is not None else 0
         here = now or clock.now() + self._ahead
-        asks = _TAKE + question.report if question.takes else _LOOK
+        asks = (_REPORT if question.report else _TAKE) if question.takes else _LOOK
         claims = turn.wants
         if turn.resets:
             asks, claims = _RESET, turn.resets
@@ -190,20 +231,24 @@ class RedisStore(SharedStore):
             here = reply[1]
             self._ahead = here - clock.now()
         answer.now = reply[1]
-        if reply[0] == _REFUSED or asks == _LOOK:
+        self._hear(reply[0], asks, reply, turn.wants, answer)
+
+    def _hear(self, how: int, asks: int, reply: Sequence[int], wants: Sequence[Want], answer: Answer) -> None:
+        """Add what the server said of some claims to the answer."""
+        if how == _REFUSED or asks == _LOOK:
             for at in range(2, len(reply), 7):
-                want = turn.wants[reply[at]]
+                want = wants[reply[at]]
                 decision = want.decision(reply, at + 1, answer.now)
                 if asks == _LOOK:
                     answer.decisions.append(decision)
                 if not decision.allowed:
                     answer.refusals[want.place] = decision
-        else:
-            width = 5 if question.report else 2
-            for want, at in zip(turn.wants, range(2, len(reply), width), strict=False):
-                want.mark, want.epoch = reply[at : at + 2]
-                if question.report:
-                    answer.decisions.append(want.admission(reply, at + 2, answer.now))
+            return
+        width = 5 if asks == _REPORT else 2
+        for want, at in zip(wants, range(2, len(reply), width), strict=False):
+            want.mark, want.epoch = reply[at : at + 2]
+            if asks == _REPORT:
+                answer.decisions.append(want.admission(reply, at + 2, answer.now))
 
     def _request(
         self, turn: Turn, claims: Sequence[Want], asks: int, now: int, not_before: int, here: int
@@ -229,12 +274,11 @@ class RedisStore(SharedStore):
             place, address = place_of(want.claim.counts, want.claim.identity, want.claim.limit)
             arguments.append(want.packed(place, address, here))
         oldest = min(self._unsure, default=0)
-        plain = not turn.due and asks == _TAKE and len(places) == len(claims) and all(want.is_plain for want in claims)
-        arguments[0] = _HEADER.pack(now, not_before, asks, len(turn.due), oldest, plain)
+        arguments[0] = _HEADER.pack(now, not_before, asks, len(turn.due), oldest, False)
         keys = list(places)
         if turn.due:
             keys.append(turn.journal)
-        return script_of(frozenset(twins)), keys, arguments
+        return script_of(tuple(twins)), keys, arguments
 
     def _address(self, counts: SharedCounts, limit: Algorithm) -> Address:
         if counts.slot is None:
@@ -293,12 +337,6 @@ class Want:
         self.borrowed: dict[Charge, int] = {}
         self.open = [(charge.mark, -units) for charge, units in unused(claim.counts.charges(claim.identity)) if units]
         self.mark = self.epoch = 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it asks for one unit that nobody holds, waits for or lends."""
-        claim = self.claim
-        return self.cost == self.need == 1 and not (claim.holds or claim.heads or self.open or claim.ahead) and claim.limit.kind == "sliding"
 
     def borrow(self) -> None:
         """Take what the enclosing calls lend before anybody else does."""
@@ -361,19 +399,39 @@ class Unsure:
         self.under_way = 0
 
 
+def _undoing(claims: Sequence[Claim], reply: Sequence[int], width: int) -> Iterator[Change]:
+    """The changes that give back what a simple call took."""
+    for claim, at in zip(claims, range(2, len(reply), width), strict=True):
+        if claim.cost:
+            yield Change(claim.counts, claim.identity, claim.limit, reply[at], reply[at + 1], -claim.cost)
+
+
 class Address:
     """Where the counts of one limit are on the server, and what the script is told of it."""
 
-    __slots__ = ("_edges", "_kind", "suffix", "twin")
+    __slots__ = ("_edges", "_kind", "_simple", "is_sliding", "suffix", "twin")
 
     def __init__(self, counts: SharedCounts, limit: Algorithm) -> None:
         self.suffix = f":{counts.name}:{counts.position}:{counts.limit_id}".encode("utf-8", "surrogatepass")
         self.twin = twin_of(limit)
         self._kind = ord(limit.kind[0])
         self._edges = (0, 0, 0)
+        self._simple: tuple[object, ...] = ()
+        self.is_sliding = limit.kind == "sliding"
 
     def numbers(self, limit: Algorithm) -> tuple[int, int, int, int]:
         return self._kind, limit.capacity, limit.period, limit.rate.amount
+
+    def simple(self, claim: Claim, now: int) -> bytes:
+        """A claim without anything special as the script reads it, mostly as it was the last time."""
+        limit = claim.limit
+        edges = self._edges if self.is_sliding else self.edges(limit, now)
+        known = self._simple
+        if not known or known[0] is not limit or known[1] is not edges or known[2:4] != (claim.need, claim.cost):
+            ahead = min(claim.need, limit.capacity)
+            packed = _CLAIM.pack(0, *self.numbers(limit), *edges, claim.need, claim.cost, False, ahead, claim.cost, 0)
+            self._simple = known = (limit, edges, claim.need, claim.cost, packed)
+        return cast("bytes", known[4])
 
     def edges(self, limit: Algorithm, now: int) -> tuple[int, int, int]:
         """Where the window of a moment begins and ends, and the next one ends: zones are unknown to the server."""
@@ -387,6 +445,8 @@ class Address:
 
 def _tag(identity: Identity) -> bytes:
     """An identity as the part of a key that says its slot."""
+    if type(identity) is str and identity.isalnum() and identity.isascii() and len(identity) < LONGEST:
+        return b"s" + identity.encode()  # the common ones, as `encode` has them
     tag = written(identity)
     if b"{" in tag or b"}" in tag or b"%" in tag:
         tag = tag.replace(b"%", b"%25").replace(b"{", b"%7B").replace(b"}", b"%7D")
