@@ -18,10 +18,18 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as NoReply
 from redis.retry import Retry
 
 from quotalimit.errors import StoreUnavailable
 from quotalimit.stores.scripts import Script
+
+_pack: Callable[[tuple[Any, ...]], bytes] | None
+try:
+    from hiredis import pack_command as _pack
+except ImportError:  # slower, but not needed
+    _pack = None
 
 T = TypeVar("T")
 
@@ -107,7 +115,9 @@ class Links:
             except RedisError as error:
                 raise self.unavailable(error) from error
             self._slots = {
-                slot: (_text(main[0]) or node[0], main[1]) for first, last, main, *_ in slots for slot in range(first, last + 1)
+                slot: (_text(main[0]) or node[0], main[1])
+                for first, last, main, *_ in slots
+                for slot in range(first, last + 1)
             }
             self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
         self.known = True
@@ -164,7 +174,7 @@ class Links:
             if step.asking:
                 connection.send_command("ASKING")
                 connection.read_response()
-            connection.send_command(*step.words, check_health=False)
+            connection.send_packed_command([_packed(step.words)], check_health=False)
             reply = connection.read_response()
         except BaseException as error:
             if not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError):
@@ -328,7 +338,7 @@ class Waiting:
                     if self._step.asking:
                         await connection.send_command("ASKING")
                         await connection.read_response()
-                    await connection.send_command(*self._step.words, check_health=False)
+                    await connection.send_packed_command([_packed(self._step.words)], check_health=False)
                     reply = await connection.read_response(disconnect_on_error=False)
             except CancelledError:
                 self._connection = connection
@@ -339,7 +349,7 @@ class Waiting:
                 else:
                     await connection.disconnect(nowait=True)
                 if isinstance(error, TimeoutError):
-                    raise redis.TimeoutError(f"no reply in {self._owner.timeout} s") from None
+                    raise NoReply(f"no reply in {self._owner.timeout} s") from None
                 raise
             idle.append(connection)
             return reply
@@ -348,14 +358,22 @@ class Waiting:
         """The reply, for which nobody waited to the end."""
         connection = self._connection
         if connection is None or not connection.is_connected:
-            raise redis.ConnectionError("cancelled before it was said")
+            raise LostConnection("cancelled before it was said")
         try:
             async with asyncio.timeout(self._owner.timeout):
                 return await connection.read_response(disconnect_on_error=False)
         except TimeoutError:
-            raise redis.TimeoutError(f"no reply in {self._owner.timeout} s") from None
+            raise NoReply(f"no reply in {self._owner.timeout} s") from None
         finally:
             await connection.disconnect(nowait=True)
+
+
+def _packed(words: tuple[Any, ...]) -> bytes:
+    """Words as a command, in the protocol of Redis."""
+    if _pack is not None:
+        return _pack(words)
+    written = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n%b" % (len(written), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in written))
 
 
 def _reopen_if_closed(connection: Any) -> None:
@@ -370,7 +388,7 @@ def _reopen_if_closed(connection: Any) -> None:
 
 def _from_url(url: str) -> dict[str, Any]:
     try:
-        options: dict[str, Any] = dict(redis.connection.parse_url(url))
+        options: dict[str, Any] = dict(cast("Any", redis.connection).parse_url(url))
     except ValueError:
         raise ValueError(
             "the URL of a RedisStore is written redis://, rediss:// or unix://, such as redis://localhost:6379/0"

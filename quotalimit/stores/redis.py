@@ -72,10 +72,12 @@ class RedisStore(SharedStore):
         return f"RedisStore({str(self._links)!r})"
 
     def _ask(self, question: Question) -> Answer:
-        return self._links.drive(self._talk(question))
+        return self._links.drive(self._talk(question, undoable=False))
 
     async def _ask_async(self, question: Question) -> Answer:
-        return await self._links.drive_async(self._talk(question), lambda answer: self._undo(question, answer))
+        return await self._links.drive_async(
+            self._talk(question, undoable=True), lambda answer: self._undo(question, answer)
+        )
 
     def close(self) -> None:
         self._outage.retry_now()
@@ -89,12 +91,15 @@ class RedisStore(SharedStore):
             self._process = os.urandom(6).hex().encode()
         super().after_fork(in_child=in_child)
 
-    def _talk(self, question: Question) -> Talk[Answer]:
-        """What is said to the server, or to each slot of a cluster in turn, for one question."""
+    def _talk(self, question: Question, *, undoable: bool) -> Talk[Answer]:
+        """What is said to the server, or to each slot of a cluster in turn, for one question.
+
+        A call that may be cancelled is `undoable`: what it takes is noted in the question.
+        """
         if not self._links.known:
             yield from self._links.opened()
         if question.takes and not self._settlements:
-            simple = yield from self._ask_simply(question)
+            simple = yield from self._ask_simply(question, undoable)
             if simple is not None:
                 return simple
         answer = Answer(0)
@@ -132,7 +137,7 @@ class RedisStore(SharedStore):
                 counts.forget(identity)
         return answer
 
-    def _ask_simply(self, question: Question) -> Talk[Answer | None]:
+    def _ask_simply(self, question: Question, undoable: bool) -> Talk[Answer | None]:
         """The answer to the common call, which holds and borrows nothing; None, with nothing taken, for any other."""
         keys: list[bytes] = []
         twins: tuple[str, ...] = ()
@@ -160,12 +165,13 @@ class RedisStore(SharedStore):
         reply = unpack(f"<{len(told) // 8}q", told)
         how, answer = reply[0], Answer(reply[1])
         if how == _UNKNOWN_WINDOW:
+            self._ahead = reply[1] - clock.now()
             return None
         if how == _REFUSED or question.report:
             wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
             self._hear(how, asks, reply, wants, answer)
-        if how == _DONE:
-            question.plain = _undoing(question.claims, reply, 5 if question.report else 2)
+        if how == _DONE and undoable:
+            question.plain += _undoing(question.claims, reply, 5 if question.report else 2)
         return answer
 
     def _due(self, claims: Sequence[Claim]) -> list[Unsure]:
@@ -268,7 +274,9 @@ class RedisStore(SharedStore):
             change = unsure.change
             place, address = place_of(change.counts, change.identity, change.limit)
             arguments.append(
-                _CHANGE.pack(unsure.serial, place, *address.numbers(change.limit), change.mark, change.epoch, change.delta)
+                _CHANGE.pack(
+                    unsure.serial, place, *address.numbers(change.limit), change.mark, change.epoch, change.delta
+                )
             )
         for want in claims:
             place, address = place_of(want.claim.counts, want.claim.identity, want.claim.limit)
