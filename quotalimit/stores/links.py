@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop, CancelledError, Semaphore, Task
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from inspect import signature
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -233,8 +233,8 @@ class Links:
         loop = asyncio.get_running_loop()
         links = self._loops.get(loop)
         if links is None:
-            for other in [other for other in list(self._loops) if other.is_closed()]:
-                self._loops.pop(other).abandon()
+            for other in list(self._loops.values()):
+                other.abandon_if_closed()
             links = self._loops[loop] = LoopLinks(self._loops, loop)
             await links.open()
         return links
@@ -247,10 +247,12 @@ class Links:
         return self._timeout
 
     def close(self) -> None:
-        """Close the connections of threads; those of a loop are closed with it."""
+        """Close the connections of threads, and have those of event loops closed by their loops."""
         for idle in list(self._idle.values()):
             while idle:
                 idle.pop().disconnect()
+        for links in list(self._loops.values()):
+            links.close_soon()
 
     def forget(self) -> None:
         """After a fork, let go of the parent's connections without a word to the server."""
@@ -285,8 +287,8 @@ class LoopLinks:
     async def open(self) -> None:
         await anext(self._closing)
 
-    def finish(self, work: Any) -> None:
-        """Do in the background what a cancelled call has left."""
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something in the background."""
         task = self._loop.create_task(work)
         self._unfinished.add(task)
         task.add_done_callback(self._unfinished.discard)
@@ -297,22 +299,31 @@ class LoopLinks:
             yield
         finally:
             self._loops.pop(self._loop, None)
-            if self._unfinished:
-                await asyncio.wait(self._unfinished)
+            others = self._unfinished - {asyncio.current_task()}
+            if others:
+                await asyncio.wait(others)
             for idle in self.idle.values():
                 while idle:
                     await idle.pop().disconnect(nowait=True)
 
-    def abandon(self) -> None:
-        """Let go of the connections of a loop that was closed without a word."""
+    def close_soon(self) -> None:
+        """Have the loop close the connections, if it still runs."""
+        try:
+            self._loop.call_soon_threadsafe(lambda: self.finish(self._closing.aclose()))
+        except RuntimeError:
+            self.abandon_if_closed()
+
+    def abandon_if_closed(self) -> None:
+        """Let go of the connections of a loop that was closed without shutting down."""
+        if not self._loop.is_closed():
+            return
+        self._loops.pop(self._loop, None)
         for idle in self.idle.values():
-            for connection in idle:
+            while idle:
+                connection = idle.pop()
                 writer, connection._writer = connection._writer, None
                 if writer is not None:
-                    try:
-                        writer.transport._call_connection_lost(None)
-                    except Exception:
-                        pass  # a loop of another make: its own collector is left to close it
+                    _close_without_loop(writer.transport)
 
 
 class Waiting:
@@ -384,6 +395,18 @@ def _reopen_if_closed(connection: Any) -> None:
     except RedisError:
         pass
     connection.disconnect()
+
+
+def _close_without_loop(transport: Any) -> None:
+    """Close the socket of a transport whose loop is closed, which asyncio has no word for."""
+    try:
+        transport.abort()
+    except RuntimeError:  # as the loop is closed, but what can be done without it is done
+        pass
+    try:
+        transport._call_connection_lost(None)
+    except Exception:
+        pass  # a loop of another make, which closes its sockets as they are collected
 
 
 def _from_url(url: str) -> dict[str, Any]:

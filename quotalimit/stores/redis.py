@@ -188,17 +188,24 @@ class RedisStore(SharedStore):
         due = [
             unsure
             for unsure in self._unsure.values()
-            if not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked
+            if not unsure.made and (not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked)
         ]
         for unsure in due:
             unsure.under_way += 1
         return due
 
-    def _land(self, due: Iterable[Unsure]) -> None:
-        """Note that changes are under way no more, whether they were made or not."""
+    def _land(self, due: Sequence[Unsure]) -> None:
+        """Note that changes are under way no more, whether they were made or not.
+
+        One that is made is known for as long as another call may be about to make it: so long it is in the journal.
+        """
+        if not due:
+            return
         with self._lock:
             for unsure in due:
                 unsure.under_way -= 1
+                if unsure.made and not unsure.under_way:
+                    self._unsure.pop(unsure.serial, None)
 
     def _turns(
         self, wants: Sequence[Want], resets: Sequence[tuple[SharedCounts, Identity]], due: Sequence[Unsure]
@@ -295,10 +302,12 @@ class RedisStore(SharedStore):
         return address
 
     def _keep(self, turn: Turn) -> None:
-        """Forget the changes that the server has made."""
+        """Note that the server has made the changes of a turn."""
         with self._lock:
-            kept = [unsure.change for unsure in turn.due if self._unsure.pop(unsure.serial, None) is not None]
-            self._settlements.written(kept)
+            for unsure in turn.due:
+                if not unsure.made and unsure.serial in self._unsure:
+                    unsure.made = True
+                    self._settlements.written([unsure.change])
         turn.due.clear()
 
     def _give_back(self, wants: Sequence[Want], question: Question) -> Talk[None]:
@@ -399,11 +408,12 @@ class Turn:
 class Unsure:
     """A change that the server may not have made yet. Its serial keeps it from being made twice."""
 
-    __slots__ = ("change", "serial", "under_way")
+    __slots__ = ("change", "made", "serial", "under_way")
 
     def __init__(self, serial: int, change: Change) -> None:
         self.serial = serial
         self.change = change
+        self.made = False
         self.under_way = 0
 
 
