@@ -122,6 +122,11 @@ class Links:
             self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
         self.known = True
 
+    def _failed(self, error: RedisError) -> StoreUnavailable:
+        """What is raised when a call failed; the next one looks again who is there."""
+        self.known = False
+        return self.unavailable(error)
+
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
         words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
@@ -133,14 +138,15 @@ class Links:
                 reply = yield Send(node, words, asking)
             except NoScriptError:
                 words = ("EVAL", script.source, *words[2:])
-            except MovedError as error:
-                node, asking = (error.host or node[0], error.port), False
-                self._slots[slot] = node
-            except AskError as error:
-                node, asking = (error.host or node[0], error.port), True
+            except ResponseError as error:
+                redirected = _redirected(error, node)
+                if redirected is None:
+                    raise self._failed(error) from error
+                node, asking = redirected
+                if not asking:
+                    self._slots[slot] = node
             except RedisError as error:
-                self.known = False  # whatever it was, look again who is there
-                raise self.unavailable(error) from error
+                raise self._failed(error) from error
             else:
                 return cast("bytes", reply)
         raise self.unavailable("a cluster that sends from node to node")
@@ -344,8 +350,7 @@ class Waiting:
             connection = idle.pop() if idle else self._owner.make_async(node)
             try:
                 async with asyncio.timeout(self._owner.timeout):
-                    if connection.is_connected and await connection.can_read():
-                        await connection.disconnect(nowait=True)
+                    await _reopen_async_if_closed(connection)
                     if self._step.asking:
                         await connection.send_command("ASKING")
                         await connection.read_response()
@@ -379,6 +384,17 @@ class Waiting:
             await connection.disconnect(nowait=True)
 
 
+def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:
+    """The node of a cluster that a reply sends to, and whether for this once; None for any other error."""
+    if isinstance(error, AskError):
+        return (error.host or node[0], int(error.port)), not isinstance(error, MovedError)
+    words = str(error).split()
+    if len(words) == 3 and words[0] in ("MOVED", "ASK"):  # as redis-py 5 has it
+        host, _, port = words[2].rpartition(":")
+        return (host or node[0], int(port)), words[0] == "ASK"
+    return None
+
+
 def _packed(words: tuple[Any, ...]) -> bytes:
     """Words as a command, in the protocol of Redis."""
     if _pack is not None:
@@ -395,6 +411,19 @@ def _reopen_if_closed(connection: Any) -> None:
     except RedisError:
         pass
     connection.disconnect()
+
+
+async def _reopen_async_if_closed(connection: Any) -> None:
+    """The twin of `_reopen_if_closed`."""
+    if not connection.is_connected:
+        return
+    try:
+        look = getattr(connection, "can_read", None) or connection.can_read_destructive  # until redis-py 8
+        if not await look():
+            return
+    except RedisError:
+        pass
+    await connection.disconnect(nowait=True)
 
 
 def _close_without_loop(transport: Any) -> None:

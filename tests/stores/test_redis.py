@@ -125,6 +125,11 @@ def test_rule_23_every_key_expires(store: RedisStore, server: Any, prefix: str) 
     limits = [SlidingWindow("5/minute"), CalendarWindow("9/day"), TokenBucket("6/minute"), CalendarWindow("9/year")]
     limiter = RateLimiter(*limits, name="rates", store=store)
     budget = TokenBudget(*limits, name="tokens", store=store)
+
+    @rate_limited("5/minute", "9/hour", key="user", name="plain", store=store)
+    def plain(user: str) -> None: ...
+
+    plain("alice")
     limiter.acquire("alice")
     limiter.acquire("bob", 3)
     with budget.reserve("alice", 2) as hold:
@@ -135,7 +140,7 @@ def test_rule_23_every_key_expires(store: RedisStore, server: Any, prefix: str) 
         budget.reset(key)
     budget.charge("dave", 2)
     keys = list(server.scan_iter(f"{prefix}:*"))
-    assert len(keys) >= 12
+    assert len(keys) >= 14
     assert {key: server.pttl(key) for key in keys if server.pttl(key) <= 0} == {}
     assert server.pttl(f"{prefix}:{{sbob}}:rates:0:sliding:60000000") <= 61_000
 
@@ -242,6 +247,27 @@ def test_a_cluster_that_has_moved_a_slot_is_followed(cluster_store: RedisStore) 
         limiter.acquire(key)
     cluster_store._links._slots = {slot: rotated[node] for slot, node in cluster_store._links._slots.items()}
     assert {asyncio.run(limiter.acquire_async(key)).used for key in keys} == {3}
+
+
+def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: RedisStore) -> None:
+    limiter = RateLimiter("50/hour", name="chat", store=cluster_store)
+    limiter.acquire("somebody")
+    slot = redis.crc.key_slot(b"{salice}")
+    links = cluster_store._links
+    source = links._slots[slot]
+    target = next(node for node in links._nodes if node != source)
+    with redis.Redis(port=source[1]) as old, redis.Redis(port=target[1]) as new:
+        try:
+            new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old.execute_command("CLUSTER", "MYID"))
+            old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new.execute_command("CLUSTER", "MYID"))
+            new.script_flush()
+            limiter.acquire("alice")
+            assert asyncio.run(limiter.acquire_async("alice")).used == 2
+            assert links._slots[slot] == source
+            assert new.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
+        finally:
+            for node in (old, new):
+                node.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
 
 
 # Rule 5: exactly N
