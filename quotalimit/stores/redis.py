@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from struct import Struct, unpack
 from typing import Any, Final, cast
 
 from quotalimit import clock
-from quotalimit.algorithms.base import NEVER, Algorithm
+from quotalimit.algorithms.base import NEVER, Algorithm, Mark
 from quotalimit.decision import Decision, Reason
 from quotalimit.keys import LONGEST, Identity
 from quotalimit.stores.base import Answer, Charge, Claim
@@ -138,7 +138,7 @@ class RedisStore(SharedStore):
         return answer
 
     def _ask_simply(self, question: Question, undoable: bool) -> Talk[Answer | None]:
-        """The answer to the common call, which holds and borrows nothing; None, with nothing taken, for any other."""
+        """The answer to a call that stands alone; None, with nothing taken, for one that borrows or waits in line."""
         keys: list[bytes] = []
         twins: tuple[str, ...] = ()
         now = self._clock() if self._clock is not None else 0
@@ -148,7 +148,9 @@ class RedisStore(SharedStore):
         plain = not question.report
         for claim in question.claims:
             counts = claim.counts
-            if claim.holds or claim.lenders or claim.heads or claim.before or claim.ahead or counts.open:
+            if claim.lenders or claim.heads or claim.before or claim.ahead:
+                return None
+            if counts.open and counts.charges(claim.identity):
                 return None
             if self._links.cluster and claim.identity != first:
                 return None
@@ -156,7 +158,7 @@ class RedisStore(SharedStore):
             keys.append(b"%b:{%b}%b" % (self._prefix, _tag(claim.identity), address.suffix))
             if address.twin not in twins:
                 twins = (*twins, address.twin)
-            plain = plain and address.is_sliding and claim.cost == 1
+            plain = plain and address.is_sliding and claim.cost == 1 and not claim.holds
             arguments.append(address.simple(claim, now or clock.now() + self._ahead))
         if len(keys) > 1 and len(set(keys)) < len(keys):
             return None
@@ -170,9 +172,23 @@ class RedisStore(SharedStore):
         if how == _REFUSED or question.report:
             wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
             self._hear(how, asks, reply, wants, answer)
-        if how == _DONE and undoable:
-            question.plain += _undoing(question.claims, reply, 5 if question.report else 2)
+        if how == _DONE:
+            self._note_simply(question, reply, answer, undoable)
         return answer
+
+    def _note_simply(self, question: Question, reply: Sequence[int], answer: Answer, undoable: bool) -> None:
+        """Note what a call that stands alone took."""
+        at = 2
+        for claim in question.claims:
+            mark, epoch = reply[at : at + 2]
+            if claim.holds:
+                charge = SharedCharge(claim, mark, claim.cost, {}, epoch)
+                answer.charges.append(charge)
+                with self._lock:
+                    claim.counts.opened(charge)
+            elif undoable and claim.cost:
+                question.plain.append(_undone(claim, mark, epoch, claim.cost))
+            at += 5 if question.report else 2
 
     def _due(self, claims: Sequence[Claim]) -> list[Unsure]:
         """The changes to write ahead of a question. The lock is held.
@@ -364,8 +380,7 @@ class Want:
     @property
     def undone(self) -> Change:
         """The change that gives back what was taken."""
-        claim = self.claim
-        return Change(claim.counts, claim.identity, claim.limit, self.mark, self.epoch, -self.cost)
+        return _undone(self.claim, self.mark, self.epoch, self.cost)
 
     def packed(self, place: int, address: Address, here: int) -> bytes:
         """The claim as the script reads it."""
@@ -417,11 +432,9 @@ class Unsure:
         self.under_way = 0
 
 
-def _undoing(claims: Sequence[Claim], reply: Sequence[int], width: int) -> Iterator[Change]:
-    """The changes that give back what a simple call took."""
-    for claim, at in zip(claims, range(2, len(reply), width), strict=True):
-        if claim.cost:
-            yield Change(claim.counts, claim.identity, claim.limit, reply[at], reply[at + 1], -claim.cost)
+def _undone(claim: Claim, mark: Mark, epoch: int, units: int) -> Change:
+    """The change that gives back what a claim took."""
+    return Change(claim.counts, claim.identity, claim.limit, mark, epoch, -units)
 
 
 class Address:
@@ -441,15 +454,15 @@ class Address:
         return self._kind, limit.capacity, limit.period, limit.rate.amount
 
     def simple(self, claim: Claim, now: int) -> bytes:
-        """A claim without anything special as the script reads it, mostly as it was the last time."""
-        limit = claim.limit
+        """A claim that stands alone as the script reads it, mostly as it was the last time."""
+        limit, need, cost, holds = claim.limit, claim.need, claim.cost, claim.holds
         edges = self._edges if self.is_sliding else self.edges(limit, now)
         known = self._simple
-        if not known or known[0] is not limit or known[1] is not edges or known[2:4] != (claim.need, claim.cost):
-            ahead = min(claim.need, limit.capacity)
-            packed = _CLAIM.pack(0, *self.numbers(limit), *edges, claim.need, claim.cost, False, ahead, claim.cost, 0)
-            self._simple = known = (limit, edges, claim.need, claim.cost, packed)
-        return cast("bytes", known[4])
+        if not known or known[0] is not limit or known[1] is not edges or known[2:5] != (need, cost, holds):
+            ahead = min(need, limit.capacity)
+            packed = _CLAIM.pack(0, *self.numbers(limit), *edges, need, cost, holds, ahead, cost, 0)
+            self._simple = known = (limit, edges, need, cost, holds, packed)
+        return cast("bytes", known[5])
 
     def edges(self, limit: Algorithm, now: int) -> tuple[int, int, int]:
         """Where the window of a moment begins and ends, and the next one ends: zones are unknown to the server."""
