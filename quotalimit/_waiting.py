@@ -174,6 +174,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
     if give_up is None:
         return answer
     waiter = Waiter(claims, bell)
+    waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
     lines.join(waiter)
     try:
         slept_until = 0

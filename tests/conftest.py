@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -26,56 +25,64 @@ def default_store() -> MemoryStore:
     return store
 
 
-STORES: dict[str, Callable[[Path], AbstractContextManager[Callable[..., Store]]]] = {}
-"""The stores on which the contract suites run: how to make any number of them on one place, empty at first."""
+class Place(NamedTuple):
+    """Where stores share their counts, empty at first: `make` makes one, as would a process that is given the `url`."""
+
+    make: Callable[..., Store]
+    url: str | None
 
 
-def contract(maker: Callable[[Path], Iterator[Callable[..., Store]]]) -> None:
-    """Let the contract suites run on the stores that a maker makes."""
-    STORES[maker.__name__] = contextmanager(maker)
+STORES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {}
+"""The stores on which the contract suites run, by name: each makes a place of its own."""
+
+
+def contract(place: Callable[[Path], Iterator[Place]]) -> Callable[[Path], AbstractContextManager[Place]]:
+    """Let the contract suites run on the stores of a place."""
+    STORES[place.__name__] = contextmanager(place)
+    return STORES[place.__name__]
 
 
 @contract
-def memory(_place: Path) -> Iterator[Callable[..., Store]]:
+def memory(_directory: Path) -> Iterator[Place]:
     store = MemoryStore()
-    yield lambda **options: MemoryStore(**options) if options else store
+    yield Place(lambda **options: MemoryStore(**options) if options else store, None)
 
 
 @contract
-def sqlite(place: Path) -> Iterator[Callable[..., Store]]:
+def sqlite(directory: Path) -> Iterator[Place]:
     made: list[SQLiteStore] = []
 
     def make(**options: Any) -> Store:
-        made.append(SQLiteStore(place / "counts.db", **options))
+        made.append(SQLiteStore(directory / "counts.db", **options))
         return made[-1]
 
-    yield make
+    yield Place(make, f"sqlite:///{directory / 'counts.db'}")
     for store in made:
         store.close()
 
 
-def on_redis(url: str) -> Iterator[Callable[..., Store]]:
-    """Stores on a server, under a prefix of their own and by the clock of the tests."""
+def on_redis(server: servers.Server | servers.Cluster) -> Iterator[Place]:
+    """Stores on a server that has been emptied, by the clock of the tests."""
     made: list[RedisStore] = []
-    prefix = f"test-{uuid4()}"
+    server.empty()
 
     def make(**options: Any) -> Store:
-        made.append(RedisStore(url, prefix=prefix, clock=lambda: clock.now(), timeout=10, **options))
+        made.append(RedisStore(server.url, clock=lambda: clock.now(), timeout=10, **options))
         return made[-1]
 
-    yield make
+    yield Place(make, server.url)
     for store in made:
         store.close()
 
 
 @contract
-def valkey(_place: Path) -> Iterator[Callable[..., Store]]:
-    yield from on_redis(servers.server().url)
+def valkey(_directory: Path) -> Iterator[Place]:
+    yield from on_redis(servers.server())
 
 
 @contract
-def valkey_cluster(_place: Path) -> Iterator[Callable[..., Store]]:
-    yield from on_redis(servers.cluster().url)
+def valkey_cluster(_directory: Path) -> Iterator[Place]:
+    yield from on_redis(servers.cluster())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,16 +93,16 @@ def _servers() -> Iterator[None]:
 
 
 @pytest.fixture(params=STORES)
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Store]]:
-    """Makes stores that share their counts: what several processes would have."""
-    with STORES[request.param](tmp_path) as make:
-        yield make
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A place of each kind of store."""
+    with STORES[request.param](tmp_path) as place:
+        yield place
 
 
 @pytest.fixture
-def store(make_store: Callable[..., Store]) -> Store:
+def store(place: Place) -> Store:
     """Each store on which the contract suites run."""
-    return make_store()
+    return place.make()
 
 
 @pytest.fixture

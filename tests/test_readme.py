@@ -23,11 +23,12 @@ class FakeClient:
         return SimpleNamespace(usage=SimpleNamespace(input_tokens=10, output_tokens=5, total_tokens=15))
 
 
-def test_every_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     namespace: dict[str, Any] = {
         "__name__": "readme",
         "client": FakeClient(),
         "MODEL": "a-model",
+        "DATA": tmp_path,
         "request": SimpleNamespace(client=SimpleNamespace(host="198.51.100.1")),
     }
     assert len(EXAMPLES) >= 10

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from quotalimit import clock
 from quotalimit.errors import StoreUnavailable
+
+T = TypeVar("T")
 
 _APPLICATION: Final = 0x714C696D
 """Marks the file as ours: `qLim`."""
@@ -62,8 +66,8 @@ class Database:
         """Take the lock of the file, which keeps all others from writing. Raises `StoreUnavailable`."""
         try:
             if self._connection is None:
-                self._connection = self._open(deadline)
-            self._insist(self._connection, "BEGIN IMMEDIATE", deadline)
+                self._connection = _insist(self._open, deadline)
+            _insist(partial(self._connection.execute, "BEGIN IMMEDIATE"), deadline)
         except (sqlite3.Error, OSError) as error:
             if not _is_lock(error):
                 self.close()
@@ -72,7 +76,7 @@ class Database:
     def check(self) -> None:
         """Open the file if that can be done now. Raises `StoreUnavailable` for anything but a lock."""
         try:
-            self._connection = self._open(clock.monotonic())
+            self._connection = self._open()
         except (sqlite3.Error, OSError) as error:
             if not _is_lock(error):
                 raise self.explained(error) from error
@@ -121,18 +125,18 @@ class Database:
         wrong = _REMEDIES.get(_code(error), "cannot be used")
         return StoreUnavailable(f"the SQLite store {str(self.path)!r} {wrong} ({error})")
 
-    def _open(self, deadline: float) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if tables and (application, version) != (_APPLICATION, _VERSION):
                 raise sqlite3.DatabaseError("it holds tables of something else: give the store a file of its own")
-            self._insist(connection, "PRAGMA journal_mode = WAL", deadline)
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             if not tables:
-                self._insist(connection, "BEGIN IMMEDIATE", deadline)
+                connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
                 connection.execute("COMMIT")
@@ -142,20 +146,20 @@ class Database:
         self.opened += 1
         return connection
 
-    def _insist(self, connection: sqlite3.Connection, statement: str, deadline: float) -> None:
-        """Execute a statement that needs a lock, again and again until the deadline."""
-        left, tries = deadline - clock.monotonic(), 0
-        while True:
-            try:
-                connection.execute(statement)
-                return
-            except sqlite3.OperationalError as error:
-                if left <= 0 or not _is_lock(error):
-                    raise
-            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-            threading.Event().wait(pause)
-            left -= pause
-            tries += 1
+
+def _insist(step: Callable[[], T], deadline: float) -> T:
+    """Do what needs a lock, again and again until the deadline."""
+    left, tries = deadline - clock.monotonic(), 0
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if left <= 0 or not _is_lock(error):
+                raise
+        pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+        threading.Event().wait(pause)
+        left -= pause
+        tries += 1
 
 
 def _code(error: Exception) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Final
 
 from quotalimit.algorithms.base import Algorithm, Mark, State
@@ -13,6 +13,9 @@ from quotalimit.stores.journal import ADJUST, LARGE, REDATE, TAKE, Journal, Jour
 from quotalimit.stores.shared import SharedCounts, written
 
 _LATEST: Final = (1 << 62) - 1
+_SWEEP: Final = 4
+"""Rows looked at in each call: more than it can add, so that idle ones never pile up and no call pauses for them."""
+_SWEEP_WHEN_FULL: Final = 512
 _SLACK: Final = 4
 """A large state is kept a quarter of its period longer, so that not every call writes when it will be idle."""
 
@@ -88,11 +91,23 @@ class Row:
 class Rows:
     """The rows of one transaction, each read once and written once."""
 
-    def __init__(self, file: sqlite3.Connection, journals: Journals, now: int, max_keys: int) -> None:
+    def __init__(
+        self,
+        file: sqlite3.Connection,
+        journals: Journals,
+        now: int,
+        *,
+        max_keys: int,
+        places: Sequence[SharedCounts],
+        swept: int,
+    ) -> None:
         self._file = file
         self._journals = journals
         self._now = now
         self._max_keys = max_keys
+        self._places = places
+        self.swept = swept
+        """The row at which the next sweep goes on."""
         self._rows: dict[tuple[SharedCounts, bytes], Row] = {}
 
     def find(self, counts: SharedCounts, identity: Identity, limit: Algorithm) -> Row:
@@ -106,13 +121,18 @@ class Rows:
 
     def make_room(self, counts: SharedCounts) -> None:
         """Check that the rows which are not in the file yet may be added. Raises `StoreFull`."""
+        if self._is_full(counts):
+            self.sweep(_SWEEP_WHEN_FULL)
+            if self._is_full(counts):
+                raise StoreFull(
+                    f"{counts.name}: already counting for {self._max_keys} identities, so a new one is refused: "
+                    "raise max_keys of the SQLiteStore, or limit by a coarser key in front"
+                )
+
+    def _is_full(self, counts: SharedCounts) -> bool:
         new = sum(row.counts is counts and row.id is None for row in self._rows.values())
         (keys,) = self._file.execute("SELECT keys FROM counts WHERE id = ?", (self._place(counts),)).fetchone()
-        if keys + new > self._max_keys:
-            raise StoreFull(
-                f"{counts.name}: already counting for {self._max_keys} identities, so a new one is refused: "
-                "raise max_keys of the SQLiteStore, or limit by a coarser key in front"
-            )
+        return bool(keys + new > self._max_keys)
 
     def write(self) -> None:
         """Write the rows that have changed."""
@@ -123,22 +143,28 @@ class Rows:
                 else:
                     self._write_small(row)
 
-    def sweep(self, after: int, batch: int, places: Mapping[int, SharedCounts]) -> int:
-        """Look at some rows behind one, and remove the idle ones; where to go on, 0 for the beginning."""
+    def sweep(self, batch: int = _SWEEP) -> None:
+        """Look at some rows, and remove those that are idle and not this transaction's."""
         found = self._file.execute(
             "SELECT id, place, identity, dated, idle_at, journal FROM states WHERE id > ? ORDER BY id LIMIT ?",
-            (after, batch),
+            (self.swept, batch),
         ).fetchall()
+        self.swept = found[-1][0] if found and len(found) == batch else 0
         for id_, place, identity, dated, idle_at, journal in found:
             if dated > self._now:  # the clock has stepped back
                 idle_at += self._now - dated
                 self._file.execute("UPDATE states SET dated = ?, idle_at = ? WHERE id = ?", (self._now, idle_at, id_))
-            if idle_at <= self._now and not (place in places and identity in places[place].open):
+            if idle_at <= self._now and not self._is_used(id_, place, identity):
                 self._file.execute("DELETE FROM states WHERE id = ?", (id_,))
                 self._file.execute("UPDATE counts SET keys = keys - 1 WHERE id = ?", (place,))
                 if journal is not None:
                     self._journals.remove(self._file, journal)
-        return found[-1][0] if len(found) == batch else 0
+
+    def _is_used(self, id_: int, place: int, identity: bytes) -> bool:
+        """Whether a row is this transaction's, or this process holds a charge of it open."""
+        return any(row.id == id_ for row in self._rows.values()) or any(
+            counts.slot == place and identity in counts.open for counts in self._places
+        )
 
     def _read(self, counts: SharedCounts, identity: bytes, limit: Algorithm) -> Row:
         row = Row(counts, identity, self._now)

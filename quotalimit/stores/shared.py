@@ -134,7 +134,10 @@ class SharedStore(Store):
 
     @abstractmethod
     def _ask(self, question: Question) -> Answer:
-        """Write what was settled, then answer: `decisions` has those of all claims if they are only looked at."""
+        """Write what was settled, then answer: `decisions` has those of all claims if they are only looked at.
+
+        An answer without a time says that there was nothing to ask.
+        """
 
     @abstractmethod
     async def _ask_async(self, question: Question) -> Answer:
@@ -280,7 +283,8 @@ class SharedStore(Store):
         except StoreUnavailable as error:
             self._outage.begin(error)
             raise
-        self._outage.end()
+        if answer.now:  # else there was nothing to ask
+            self._outage.end()
         if answer.charges:
             WRITER.watch(self)
         return answer
@@ -292,7 +296,8 @@ class SharedStore(Store):
         except StoreUnavailable as error:
             self._outage.begin(error)
             raise
-        self._outage.end()
+        if answer.now:  # else there was nothing to ask
+            self._outage.end()
         if answer.charges:
             WRITER.watch(self)
         return answer

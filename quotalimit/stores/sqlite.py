@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Final
 from weakref import finalize
 
 from quotalimit import clock
@@ -21,10 +20,6 @@ from quotalimit.stores.journal import Journals
 from quotalimit.stores.rows import Row, Rows
 from quotalimit.stores.settlements import Change, SharedCharge
 from quotalimit.stores.shared import OnUnavailable, Question, SharedStore
-
-_SWEEP: Final = 4
-"""Rows looked at in each call: more than it can add, so that idle ones never pile up and no call pauses for them."""
-_SWEEP_WHEN_FULL: Final = 512
 
 
 class SQLiteStore(SharedStore):
@@ -105,23 +100,36 @@ class SQLiteStore(SharedStore):
 
     def _transact(self, question: Question) -> Answer:
         """Answer in one transaction, and write what was settled in the same. The store's lock is held."""
-        self._database.begin(question.deadline)
         changes = self._settlements.take()
         answer = Answer(0)
+        if not (changes or question.claims or question.resets):  # calls used just what they held
+            return answer
+        try:
+            self._database.begin(question.deadline)
+        except BaseException:
+            self._settlements.put_back(changes)
+            raise
         full: StoreFull | None = None
         try:
             with self._database as file:
                 if self._opened != self._database.opened:
                     self._forget_file()
                 answer.now = max(clock.now(), question.not_before)
-                rows = Rows(file, self._journals, answer.now, self._max_keys)
+                rows = Rows(
+                    file,
+                    self._journals,
+                    answer.now,
+                    max_keys=self._max_keys,
+                    places=self._places,
+                    swept=self._swept,
+                )
                 try:
                     self._answer(question, changes, rows, answer)
                 except StoreFull as error:  # nothing is taken, but what was settled is written
                     full = error
                 rows.write()
-                places = {counts.slot: counts for counts in self._places if counts.open}
-                self._swept = rows.sweep(self._swept, _SWEEP_WHEN_FULL if full else _SWEEP, places)
+                rows.sweep()
+                self._swept = rows.swept
         except BaseException as error:
             self._settlements.put_back(changes)
             for charge in answer.charges:

@@ -52,6 +52,10 @@ class Server:
     def client(self, **options: Any) -> Any:
         return redis.Redis(port=self.port, **options)
 
+    def empty(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
     def kill(self) -> None:
         """As `kill -9` does."""
         self._process.kill()
@@ -100,6 +104,10 @@ class Cluster:
     @property
     def url(self) -> str:
         return self.nodes[0].url
+
+    def empty(self) -> None:
+        for node in self.nodes:
+            node.empty()
 
     def remove(self) -> None:
         for node in self.nodes:

@@ -187,7 +187,7 @@ BACK = (-1, -999, -5_000, -61_000, -90_000_000)
 @pytest.fixture
 def _no_sweeps() -> Iterator[None]:
     """No state is dropped: one that is idle would come to matter again if the clock stepped back."""
-    with patch.object(MemoryCounts, "_sweep"), patch("quotalimit.stores.rows.Rows.sweep", return_value=0):
+    with patch.object(MemoryCounts, "_sweep"), patch("quotalimit.stores.rows.Rows.sweep"):
         yield
 
 
@@ -198,8 +198,8 @@ def replay(stores: list[Store], trace: list[Any]) -> list[object]:
 
 @contextmanager
 def made(kind: str, count: int) -> Iterator[list[Store]]:
-    with tempfile.TemporaryDirectory() as place, STORES[kind](Path(place)) as make:
-        yield [make() for _ in range(count)]
+    with tempfile.TemporaryDirectory() as directory, STORES[kind](Path(directory)) as place:
+        yield [place.make() for _ in range(count)]
 
 
 others = pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "memory"])
@@ -217,7 +217,7 @@ def _journals(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave", "leave"), moves(*FORWARD)), max_size=30))
 def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
@@ -227,7 +227,7 @@ def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: 
 
 @others
 @pytest.mark.usefixtures("_journals", "_no_sweeps")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave"), moves(*FORWARD, *BACK)), max_size=30))
 def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
@@ -237,7 +237,7 @@ def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: l
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN), moves(*FORWARD)), max_size=30))
 def test_rule_21_two_processes_decide_as_one_does(kind: str, trace: list[Any]) -> None:
     """But for the word "busy": a process knows only its own holds. Nested calls are always of one process."""

@@ -1,0 +1,202 @@
+"""What every store does: whole calls, sync and async, with waits, streams, resets and layers on several stores."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from quotalimit import (
+    MemoryStore,
+    RateLimiter,
+    RateLimitExceeded,
+    Store,
+    StoreFull,
+    TokenBucket,
+    TokenBudget,
+    TokenBudgetExceeded,
+    collect_decisions,
+    rate_limited,
+    token_budget,
+)
+
+from ..conftest import Place
+from ..helpers import reply, used
+
+
+def budget(store: Store, limit: Any = "100/day") -> TokenBudget:
+    return TokenBudget(limit, name="tokens", store=store)
+
+
+def test_rule_2_a_refused_call_charges_no_layer(store: Store) -> None:
+    outer, inner = RateLimiter("9/day", name="outer", store=store), RateLimiter("2/day", name="inner", store=store)
+
+    @rate_limited(outer, key="user")
+    @rate_limited(inner, key="user")
+    def call(user: str) -> None: ...
+
+    call("alice")
+    call("alice")
+    with pytest.raises(RateLimitExceeded) as refused:
+        call("alice")
+    assert (refused.value.name, used(outer), used(inner)) == ("inner", 2, 2)
+
+
+@pytest.mark.parametrize("first", ["memory", "other"])
+async def test_rule_2_layers_on_different_stores_are_asked_as_one(store: Store, first: str) -> None:
+    stores = (MemoryStore(), store) if first == "memory" else (store, MemoryStore())
+    outer, inner = (RateLimiter("2/day", name=f"calls {n}", store=s) for n, s in enumerate(stores))
+    tokens = budget(stores[0])
+
+    @rate_limited(outer, key="user")
+    @rate_limited(inner, key="user")
+    @token_budget(tokens, key="user", reserve=20)
+    async def call(user: str) -> Any:
+        return reply(7)
+
+    await call("alice")
+    await inner.acquire_async("alice")
+    with pytest.raises(RateLimitExceeded):
+        await call("alice")
+    peeked = [(await limiter.peek_async("alice")).used for limiter in (outer, inner, tokens)]
+    assert peeked == [1, 2, 7]
+
+
+def test_rules_7_to_9_a_hold_is_settled_to_what_the_call_used(store: Store) -> None:
+    tokens = budget(store)
+
+    @token_budget(tokens, key="user", reserve=40)
+    def call(user: str, uses: int) -> Any:
+        assert used(tokens) >= 40
+        return reply(uses)
+
+    call("alice", 10)
+    assert used(tokens) == 10
+    with collect_decisions() as seen:
+        call("alice", 95)
+    assert seen[0].settlement is not None
+    assert (seen[0].settlement.charged, used(tokens)) == (95, 105)
+    with pytest.raises(TokenBudgetExceeded):
+        call("alice", 1)
+
+
+async def test_rules_7_to_9_for_coroutines_and_streams(store: Store) -> None:
+    tokens = budget(store)
+
+    @token_budget(tokens, key="user", reserve=40)
+    async def call(user: str) -> Any:
+        return reply(10)
+
+    @token_budget(tokens, key="user", reserve=40)
+    async def stream(user: str) -> AsyncIterator[Any]:
+        yield "text"
+        yield reply(15)
+
+    await call("alice")
+    assert (await tokens.peek_async("alice")).used == 10
+    assert len([item async for item in stream("alice")]) == 2
+    assert (await tokens.peek_async("alice")).used == 25
+
+
+def test_rule_11_streams_that_are_dropped_are_settled(store: Store) -> None:
+    tokens = budget(store)
+
+    @token_budget(tokens, key="user", reserve=40)
+    def stream(user: str) -> Iterator[Any]:
+        yield reply(15)
+
+    items = stream("alice")
+    next(items)
+    assert used(tokens) == 40
+    items.close()
+    assert used(tokens) == 15
+
+
+def test_rule_12_a_nested_call_draws_on_the_enclosing_hold(store: Store) -> None:
+    tokens = budget(store)
+
+    @token_budget(tokens, key="user", reserve=100)
+    def outer(user: str) -> None:
+        inner(user)
+        assert used(tokens) == 100
+
+    @token_budget(tokens, key="user", reserve=60)
+    def inner(user: str) -> Any:
+        return reply(30)
+
+    outer("alice")
+    assert used(tokens) == 30
+
+
+def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
+    tokens = budget(store)
+    hold = tokens.reserve("alice", 60)
+    tokens.reset("alice")
+    tokens.charge("alice", 10)
+    hold.settle(0)
+    store.flush()
+    assert used(tokens) == 10
+
+
+def test_a_reset_by_another_process_does_so_too(place: Place) -> None:
+    tokens, others = budget(place.make()), budget(place.make())
+    hold = tokens.reserve("alice", 60)
+    others.reset("alice")
+    others.charge("alice", 10)
+    hold.settle(0)
+    tokens.bound().store.flush()
+    assert (used(tokens), used(others)) == (10, 10)
+
+
+def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) -> None:
+    tokens = budget(store)
+    hold = tokens.reserve("alice", 80)
+    admitted: list[int] = []
+    thread = threading.Thread(target=lambda: admitted.append(tokens.charge("alice", 60, wait=math.inf).used))
+    thread.start()
+    while not store.lines:
+        threading.Event().wait(0.001)
+    hold.settle(20)
+    thread.join()
+    assert admitted == [80]
+
+
+async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
+    limiter = RateLimiter(TokenBucket("50/second", burst=1), name="calls", store=store)
+    await limiter.acquire_async("alice")
+    order: list[int] = []
+
+    async def call(number: int) -> None:
+        await limiter.acquire_async("alice", wait=math.inf)
+        order.append(number)
+
+    tasks = []
+    for number in range(4):
+        tasks.append(asyncio.create_task(call(number)))
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True)
+def test_rule_22_a_full_store_refuses_new_keys(place: Place) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=place.make(max_keys=2))
+    limiter.acquire("alice")
+    limiter.acquire("bob")
+    with pytest.raises(StoreFull):
+        limiter.acquire("carol")
+    assert limiter.acquire("alice").used == 2
+
+
+async def test_rule_5_threads_and_tasks_together_are_admitted_exactly_n_times(store: Store) -> None:
+    limiter = RateLimiter("50/day", name="calls", store=store)
+
+    async def tasks() -> int:
+        return sum(await asyncio.gather(*(limiter.allow_async("alice") for _ in range(40))))
+
+    threads = [asyncio.to_thread(lambda: sum(limiter.allow("alice") for _ in range(10))) for _ in range(4)]
+    assert sum(await asyncio.gather(tasks(), *threads)) == 50

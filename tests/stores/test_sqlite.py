@@ -1,0 +1,395 @@
+"""The SQLite store's own: its file, its journals, its thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import time_machine
+
+from quotalimit import (
+    CalendarWindow,
+    InvalidLimit,
+    RateLimiter,
+    RateLimitExceeded,
+    SlidingWindow,
+    StoreFull,
+    StoreUnavailable,
+    TokenBucket,
+    TokenBudget,
+    rate_limited,
+    store_from_url,
+)
+from quotalimit.stores.sqlite import SQLiteStore
+
+from ..helpers import used
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "counts.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(path, timeout=0.2)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def other(path: Path, store: SQLiteStore) -> Iterator[sqlite3.Connection]:
+    """Somebody else's connection to the file."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    yield connection
+    connection.close()
+
+
+def rows(other: sqlite3.Connection, table: str) -> int:
+    (count,) = other.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(count)
+
+
+# The file
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", b"counts.db", "a\0b"])
+def test_a_path_that_names_no_file_is_refused(path: Any) -> None:
+    with pytest.raises(ValueError, match="path must be that of a file"):
+        SQLiteStore(path)
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = store_from_url("sqlite:///counts.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    RateLimiter("5/day", name="calls", store=store).acquire("alice")
+    assert isinstance(store, SQLiteStore)
+    store.close()
+    assert (tmp_path / "counts.db").exists()
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://host/counts.db", "sqlite:///a.db?mode=ro"])
+def test_a_url_that_names_no_file_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"sqlite:///relative.db or sqlite:////absolute.db"):
+        store_from_url(url)
+
+
+def test_a_missing_directory_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"missing/counts.db' cannot be opened: make its directory"):
+        SQLiteStore(tmp_path / "missing" / "counts.db")
+
+
+def test_a_file_that_is_no_database_is_told_at_once(path: Path) -> None:
+    path.write_text("This is the diary of somebody else. " * 100)
+    with pytest.raises(StoreUnavailable, match=r"counts.db' is not a database: give another path"):
+        SQLiteStore(path)
+    assert path.read_text().startswith("This is the diary")
+
+
+def test_a_database_of_something_else_is_left_alone(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE customers (name)")
+    connection.close()
+    with pytest.raises(StoreUnavailable, match="tables of something else: give the store a file of its own"):
+        SQLiteStore(path)
+
+
+def test_a_read_only_file_is_told_at_once(tmp_path: Path) -> None:
+    """By a process without the rights of root, who may write anywhere."""
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    SQLiteStore(directory / "counts.db").close()
+    (directory / "counts.db").chmod(0o444)
+    directory.chmod(0o555)
+    for parent in tmp_path.parents:
+        if os.access(parent, os.W_OK) and parent != Path("/tmp") and parent.stat().st_uid == os.getuid():
+            parent.chmod(parent.stat().st_mode | 0o055)
+    tmp_path.chmod(0o755)
+    code = f"""if True:
+        import os
+        from quotalimit.stores.sqlite import SQLiteStore
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        SQLiteStore({str(directory / "counts.db")!r})"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "is read-only: let this user write to the file and its directory" in run.stderr
+
+
+def test_a_damaged_file_is_told_when_it_is_seen(path: Path, store: SQLiteStore) -> None:
+    limiter = RateLimiter("5000/day", name="calls", store=store)
+    for number in range(200):
+        limiter.acquire(number)
+    store.close()
+    damaged = bytearray(path.read_bytes())
+    damaged[8_192:] = os.urandom(len(damaged) - 8_192)
+    path.write_bytes(damaged)
+    with pytest.raises(StoreUnavailable, match=r"counts.db' is damaged: move it away"):
+        [limiter.acquire(number) for number in range(200)]
+
+
+def test_a_row_that_makes_no_sense_is_told(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    limiter.acquire("alice")
+    other.execute("UPDATE states SET state = CAST('nonsense' AS BLOB)")
+    with pytest.raises(StoreUnavailable, match="is damaged"):
+        limiter.acquire("alice")
+
+
+def test_a_file_that_is_moved_away_and_made_anew_starts_anew(path: Path, store: SQLiteStore) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=store)
+    assert limiter.allow("alice")
+    store.close()
+    path.unlink()
+    assert limiter.allow("alice")
+    assert not limiter.allow("alice")
+
+
+# The lock
+
+
+def test_rule_24_a_locked_file_raises_with_its_path_and_the_remedy(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    limiter.acquire("alice")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match=r"counts.db' has been locked for 0.2 s: find the process"):
+        limiter.acquire("alice")
+    other.execute("COMMIT")
+    with patch("quotalimit.clock.monotonic", return_value=10.0**9):
+        assert limiter.acquire("alice").used == 2
+
+
+def test_a_store_can_be_made_while_the_file_is_locked(path: Path, other: sqlite3.Connection) -> None:
+    other.execute("BEGIN IMMEDIATE")
+    late = SQLiteStore(path)
+    other.execute("COMMIT")
+    assert RateLimiter("5/day", name="calls", store=late).allow("alice")
+    late.close()
+
+
+async def test_the_event_loop_goes_on_while_the_file_is_locked(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    other.execute("BEGIN IMMEDIATE")
+    call = asyncio.ensure_future(limiter.allow_async("alice"))
+    for _ in range(1_000):  # turns of the loop, in which the call is asked and waits for the lock
+        await asyncio.sleep(0)
+    assert not call.done()
+    other.execute("COMMIT")
+    assert await call
+    assert (await limiter.peek_async("alice")).used == 1
+
+
+@pytest.mark.parametrize("cost", [1, 3])
+async def test_rule_2_a_call_that_is_cancelled_while_the_file_is_locked_charges_nothing(
+    store: SQLiteStore, other: sqlite3.Connection, cost: int
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    budget = TokenBudget("50/day", name="tokens", store=store)
+
+    async def call() -> None:
+        await limiter.acquire_async("alice", cost)
+        await budget.reserve_async("alice", 20)
+
+    async def hold() -> None:
+        await budget.reserve_async("alice", 20)
+
+    other.execute("BEGIN IMMEDIATE")
+    calls = [asyncio.ensure_future(call()), asyncio.ensure_future(hold())]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    for one in calls:
+        one.cancel()
+    assert [type(result) for result in await asyncio.gather(*calls, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 2
+    other.execute("COMMIT")
+    assert (await limiter.peek_async("alice")).used == 0
+    assert (await budget.peek_async("alice")).used == 0
+
+
+def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> None:
+    limiter = RateLimiter("10/day", name="calls", store=store)
+
+    async def several() -> list[bool]:
+        return await asyncio.gather(*(limiter.allow_async("alice") for _ in range(3)))
+
+    assert asyncio.run(several()) + asyncio.run(several()) + [limiter.allow("alice")] == [True] * 7
+    assert used(limiter) == 7
+
+
+def test_a_call_that_used_just_what_it_held_asks_the_file_once(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    @rate_limited("5/day", key="user", refund_on=ConnectionError, name="calls", store=store)
+    def call(user: str) -> None: ...
+
+    with patch.object(store._database, "begin", wraps=store._database.begin) as begin:
+        call("alice")
+        assert begin.call_count == 1
+    assert not store.busy
+
+
+# Large windows
+
+
+def entries(limiter: RateLimiter, count: int) -> None:
+    for _ in range(count):
+        limiter.acquire("alice")
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["units", "weighted"])
+def test_a_call_on_a_large_window_writes_its_own_change_alone(
+    store: SQLiteStore, path: Path, other: sqlite3.Connection, weighted: bool
+) -> None:
+    limit = SlidingWindow("1M/day")
+    limiter = RateLimiter(limit, name="calls", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        state: Any = None
+        for number in range(100_000):
+            state, _ = limit.take(state, 1 + weighted, round((1_800_000_000 - 50_000 + number / 2) * 1e6))
+        limiter.acquire("alice")
+        written = limit.dump(state)
+        journal = other.execute("INSERT INTO snapshots (state) VALUES (?)", (written,)).lastrowid
+        other.execute("UPDATE states SET journal = ?, first = 0, state = NULL", (journal,))
+        limiter.acquire("alice", 0)
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for _ in range(200):
+            clock.shift(0.5)
+            limiter.acquire("alice")
+        assert limiter.peek("alice").used == 100_000 * (1 + weighted) + 200
+        wal = path.with_name("counts.db-wal").stat().st_size
+    assert len(written) > 800_000
+    assert wal < 200 * 5 * 4_120  # pages of 4,096 bytes with headers of 24
+
+
+def test_a_large_window_is_written_whole_seldom_enough(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    limiter = RateLimiter("1M/day", name="calls", store=store)
+    with patch.object(SlidingWindow, "dump", autospec=True, side_effect=SlidingWindow.dump) as dump:
+        entries(limiter, 129)
+        dump.reset_mock()
+        entries(limiter, 2_000)
+    assert 1 < dump.call_count <= 26  # each after an eighth more than at the last
+    assert used(limiter) == 2_129
+    assert rows(other, "snapshots") == 1
+    assert rows(other, "chunks") < 2_000 / 64 + 24
+
+
+def test_processes_that_take_turns_on_a_large_window_read_what_others_wrote(path: Path, store: SQLiteStore) -> None:
+    second = SQLiteStore(path)
+    one, two = (RateLimiter("1_000/day", name="calls", store=made) for made in (store, second))
+    for number in range(500):
+        entries(two if number % 7 < 3 else one, 2)
+    assert (used(one), used(two)) == (1_000, 1_000)
+    with pytest.raises(RateLimitExceeded):
+        one.acquire("alice")
+    third = SQLiteStore(path)
+    assert used(RateLimiter("1_000/day", name="calls", store=third)) == 1_000
+    second.close()
+    third.close()
+
+
+def test_a_large_window_that_has_passed_leaves_nothing(store: SQLiteStore, other: sqlite3.Connection) -> None:
+    limiter = RateLimiter("1_000/minute", name="calls", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        entries(limiter, 500)
+        assert rows(other, "chunks") > 0
+        clock.shift(200)
+        for number in range(3):
+            limiter.acquire(number)
+        assert (rows(other, "chunks"), rows(other, "snapshots"), rows(other, "states")) == (0, 0, 3)
+
+
+# Idle rows and bounds
+
+
+@pytest.mark.parametrize(
+    "limit", [SlidingWindow("10/minute"), CalendarWindow("10/minute"), TokenBucket("10/minute")], ids=str
+)
+@pytest.mark.parametrize("back", [0, 86_400])
+def test_rule_22_idle_rows_go_as_calls_come(
+    store: SQLiteStore, other: sqlite3.Connection, limit: Any, back: int
+) -> None:
+    limiter = RateLimiter(limit, name="calls", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for number in range(200):
+            limiter.acquire(number, 2)
+        clock.shift(-back)
+        for _ in range(300):
+            clock.shift(1)
+            limiter.allow("busy", 1)
+        assert rows(other, "states") == 1
+        assert other.execute("SELECT keys FROM counts").fetchone() == (1,)
+
+
+def test_rule_22_a_full_limiter_refuses_new_keys_and_keeps_the_old(path: Path, other: sqlite3.Connection) -> None:
+    store = SQLiteStore(path, max_keys=3)
+    limiter = RateLimiter("2/minute", name="calls", store=store)
+    budget = TokenBudget("10/minute", name="tokens", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for number in range(3):
+            limiter.acquire(number)
+        hold = budget.reserve("alice", 10)
+        hold.settle(4)
+        with pytest.raises(StoreFull, match="calls: already counting for 3 identities"):
+            limiter.acquire("new")
+        assert used(budget) == 4  # what was settled is written all the same
+        assert used(limiter, 0) == 1
+        limiter.acquire(0)
+        clock.shift(61)
+        assert limiter.acquire("new").used == 1
+    store.close()
+
+
+# Names
+
+
+def test_rule_21_what_has_no_name_that_all_processes_know_is_refused(store: SQLiteStore) -> None:
+    def local(user: str) -> None: ...
+
+    for function in (local, lambda user: user):
+        with pytest.raises(InvalidLimit, match="needs a name= of its own"):
+            rate_limited("5/day", key="user", store=store)(function)
+    with pytest.raises(InvalidLimit, match="needs a name= of its own"):
+        RateLimiter("5/day", store=store)
+    named = rate_limited("5/day", key="user", name="local", store=store)(local)
+    named("alice")
+
+
+def test_rule_21_keys_of_different_types_and_names_with_odd_signs_are_apart(store: SQLiteStore) -> None:
+    one = RateLimiter("5/day", name="a:b\udcff", store=store)
+    other = RateLimiter("5/day", name="a", store=store)
+    for number, key in enumerate([1, "1", b"1", ("1",), ("a/b", "c"), ("a", "b/c"), "x" * 10_000, "\ud800"]):
+        for limiter in (one, other):
+            for _ in range(1 + number % 5):
+                limiter.acquire(key)
+            assert used(limiter, key) == 1 + number % 5
+
+
+def test_stores_that_make_one_file_at_the_same_moment_do_not_disturb_each_other(tmp_path: Path) -> None:
+    for turn in range(10):
+        start, stores = threading.Barrier(6), []
+
+        def make(path: Path = tmp_path / f"{turn}.db", start: Any = start, stores: list[Any] = stores) -> bool:
+            start.wait()
+            stores.append(SQLiteStore(path, timeout=5))
+            return RateLimiter("9/day", name="calls", store=stores[-1]).allow("alice")
+
+        with ThreadPoolExecutor(6) as threads:
+            assert all(future.result() for future in [threads.submit(make) for _ in range(6)])
+        assert used(RateLimiter("9/day", name="calls", store=stores[0])) == 6
+        for store in stores:
+            store.close()

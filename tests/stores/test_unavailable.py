@@ -1,0 +1,394 @@
+"""Rule 24: what happens while a store cannot answer. A store that another connection has locked stands for all."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from quotalimit import (
+    MemoryStore,
+    RateLimiter,
+    RateLimitExceeded,
+    StoreUnavailable,
+    TokenBudget,
+    TokenBudgetExceeded,
+    collect_decisions,
+    rate_limited,
+    token_budget,
+)
+from quotalimit.stores.sqlite import SQLiteStore
+
+from ..helpers import used
+
+
+class Outage:
+    """A file that can be locked, and the time by which stores decide when to try again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = 1_000.0
+        self.tries = 0
+        self._stores: list[SQLiteStore] = []
+
+    def make(self, **options: Any) -> SQLiteStore:
+        store = SQLiteStore(self.path, timeout=0.01, **options)
+        really_begin = store._database.begin
+
+        def begin(deadline: float) -> None:
+            self.tries += 1
+            really_begin(deadline)
+
+        store._database.begin = begin  # type: ignore[method-assign]
+        self._stores.append(store)
+        return store
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        locker = sqlite3.connect(self.path, isolation_level=None)
+        locker.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            locker.close()
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+
+@pytest.fixture
+def outage(tmp_path: Path) -> Iterator[Outage]:
+    outage = Outage(tmp_path / "counts.db")
+    outage.make().close()
+    with patch("quotalimit.clock.monotonic", lambda: outage.seconds):
+        yield outage
+        outage.close()
+
+
+def eventually(happens: Callable[[], bool]) -> None:
+    """Wait for what the writer's thread does in its own time."""
+    for _ in range(1_000):
+        if happens():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen in ten seconds")
+
+
+def later(outage: Outage) -> None:
+    """The pause after a failure is over."""
+    outage.seconds += 1.5
+
+
+# The options
+
+
+@pytest.mark.parametrize("wrong", ["block", None, True, 1, MemoryStore])
+def test_another_answer_to_an_outage_is_refused_at_once(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match='on_unavailable must be "raise", "allow" or another store'):
+        SQLiteStore(tmp_path / "counts.db", on_unavailable=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, None, "1", float("nan"), float("inf")])
+def test_a_timeout_that_is_no_time_is_refused_at_once(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be"):
+        SQLiteStore(tmp_path / "counts.db", timeout=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, None, 1.5])
+def test_a_bound_that_is_no_number_is_refused_at_once(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="max_keys must be"):
+        SQLiteStore(tmp_path / "counts.db", max_keys=wrong)
+
+
+# Raise
+
+
+def test_rule_24_a_store_that_cannot_answer_raises_and_the_function_is_not_called(outage: Outage) -> None:
+    called = []
+
+    @rate_limited("2/day", key="user", name="calls", store=outage.make())
+    def call(user: str) -> None:
+        called.append(user)
+
+    with outage.lasting(), pytest.raises(StoreUnavailable, match="counts"):
+        call("alice")
+    assert called == []
+    later(outage)
+    call("alice")
+    assert called == ["alice"]
+
+
+def test_rule_24_after_a_failure_the_next_calls_fail_at_once_and_one_a_second_tries(outage: Outage) -> None:
+    limiter = RateLimiter("9/day", name="calls", store=outage.make())
+
+    def fails() -> None:
+        with pytest.raises(StoreUnavailable, match="counts"):
+            limiter.allow("alice")
+
+    with outage.lasting():
+        outage.tries = 0
+        for _ in range(5):
+            fails()
+        assert outage.tries == 1
+        later(outage)
+        for _ in range(5):
+            fails()
+        assert outage.tries == 2
+    fails()
+    assert outage.tries == 2
+    later(outage)
+    assert limiter.allow("alice")
+    assert limiter.allow("alice")
+    assert used(limiter) == 2
+
+
+async def test_rule_24_the_async_twins_raise_too(outage: Outage) -> None:
+    limiter = RateLimiter("9/day", name="calls", store=outage.make())
+    with outage.lasting():
+        for ask in (limiter.allow_async, limiter.acquire_async, limiter.peek_async, limiter.reset_async):
+            later(outage)
+            with pytest.raises(StoreUnavailable, match="counts"):
+                await ask("alice")
+    later(outage)
+    assert await limiter.allow_async("alice")
+    await limiter.reset_async("alice")
+    assert (await limiter.peek_async("alice")).used == 0
+
+
+# Allow
+
+
+def test_rule_24_a_store_that_allows_admits_uncharged_and_says_so_once(
+    outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = outage.make(on_unavailable="allow")
+    limiter = RateLimiter("2/day", name="calls", store=store)
+    budget = TokenBudget("10/day", name="tokens", store=store)
+    with outage.lasting():
+        for _ in range(5):
+            assert limiter.acquire("alice").allowed
+            with budget.reserve("alice", 8) as hold:
+                assert hold.settle(8).charged == 8
+        assert limiter.peek("alice").used == 0
+        with pytest.raises(StoreUnavailable):
+            limiter.reset("alice")
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "counts.db" in caplog.text
+        assert "calls are admitted uncharged" in caplog.text
+    later(outage)
+    assert limiter.acquire("alice").used == 1
+    assert used(budget) == 0
+    assert "answers again" in caplog.records[-1].message
+
+
+def test_rule_24_layers_of_a_function_are_all_admitted(outage: Outage) -> None:
+    store = outage.make(on_unavailable="allow")
+
+    @rate_limited("1/day", key="user", name="calls", store=store)
+    @token_budget("10/day", key="user", reserve=9, name="tokens", store=store)
+    def call(user: str) -> int:
+        return 7
+
+    with outage.lasting(), collect_decisions() as seen:
+        assert [call("alice") for _ in range(3)] == [7] * 3
+    assert len(seen) == 6
+    assert all(seen)
+
+
+def test_a_directory_that_is_missing_is_an_outage_for_a_store_that_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLiteStore(tmp_path / "missing" / "counts.db", on_unavailable="allow")
+    assert RateLimiter("1/day", name="calls", store=store).allow("alice")
+    assert "make its directory" in caplog.text
+    store.close()
+
+
+# Another store
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_rule_24_another_store_is_asked_meanwhile_with_counts_of_its_own(
+    outage: Outage, tmp_path: Path, kind: str
+) -> None:
+    spare = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "spare.db")
+    store = outage.make(on_unavailable=spare)
+    limiter = RateLimiter("3/day", name="calls", store=store)
+    budget = TokenBudget("10/day", name="tokens", store=store)
+    assert limiter.acquire("alice").used == 1
+    before = budget.reserve("alice", 5)
+    with outage.lasting():
+        assert [limiter.allow("alice") for _ in range(4)] == [True] * 3 + [False]
+        assert limiter.peek("alice").used == 3
+        with budget.reserve("alice", 8) as outer:
+            with budget.reserve("alice", 6) as inner:
+                inner.settle(4)
+            with pytest.raises(TokenBudgetExceeded):
+                budget.reserve("alice", 9)
+            outer.settle(7)
+        assert used(budget) == 4 + 7
+        with pytest.raises(StoreUnavailable):
+            budget.reset("alice")
+        assert used(budget) == 0
+        before.settle(3)
+    later(outage)
+    assert limiter.acquire("alice").used == 2
+    assert used(budget) == 3
+    if isinstance(spare, SQLiteStore):
+        spare.close()
+
+
+async def test_rule_24_the_async_twins_ask_the_other_store(outage: Outage, tmp_path: Path) -> None:
+    spare = SQLiteStore(tmp_path / "spare.db")
+    store = outage.make(on_unavailable=spare)
+    limiter = RateLimiter("2/day", name="calls", store=store)
+    budget = TokenBudget("10/day", name="tokens", store=store)
+    with outage.lasting():
+        assert [await limiter.allow_async("alice") for _ in range(3)] == [True, True, False]
+        async with budget.reserve_async("alice", 8) as hold:
+            hold.settle(6)
+        assert (await budget.peek_async("alice")).used == 6
+    spare.close()
+
+
+# What was settled
+
+
+def test_a_settlement_that_changes_nothing_does_not_end_an_outage(
+    outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = outage.make(on_unavailable="allow")
+    limiter = RateLimiter("9/day", name="calls", store=store)
+    hold = TokenBudget("100/day", name="tokens", store=store).reserve("alice", 10)
+    with outage.lasting():
+        limiter.allow("alice")
+        hold.settle(10)
+        later(outage)
+        store.flush()
+        limiter.allow("alice")
+    assert len(caplog.records) == 1
+
+
+def test_rule_11_what_is_settled_in_an_outage_is_written_after_it(
+    outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = outage.make()
+    budget = TokenBudget("100/day", name="tokens", store=store)
+
+    @token_budget(budget, key="user", reserve=40)
+    def call(user: str, during: Callable[[], None]) -> int:
+        during()
+        return 7
+
+    def fail() -> None:
+        with pytest.raises(StoreUnavailable):
+            budget.peek("alice")
+
+    outer = budget.reserve("alice", 10)
+    with outage.lasting():
+        outer.settle(30)
+        store.flush()
+        store.flush()
+    assert "is kept in memory, and written when the store answers again" in caplog.text
+    assert len(caplog.records) == 1
+    assert store.behind
+    later(outage)
+    assert used(budget) == 30
+    assert not store.behind
+
+
+def test_the_result_of_a_call_that_has_been_paid_for_is_returned_though_its_settlement_must_wait(
+    outage: Outage,
+) -> None:
+    budget = TokenBudget("100/day", name="tokens", store=outage.make())
+    locks = []
+
+    @token_budget(budget, key="user", reserve=40, usage=lambda text: len(text))
+    def call(user: str) -> str:
+        locks.append(outage.lasting())
+        locks[-1].__enter__()
+        return "an answer"
+
+    assert call("alice") == "an answer"
+    locks.pop().__exit__(None, None, None)
+    later(outage)
+    assert used(budget) == 9
+
+
+async def test_rule_11_a_settlement_of_a_cancelled_task_is_not_lost(outage: Outage) -> None:
+    store = outage.make()
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    started = asyncio.Event()
+
+    @token_budget(budget, key="user", reserve=40, usage=lambda text: len(text))
+    async def call(user: str) -> str:
+        started.set()
+        return "an answer"
+
+    with outage.lasting():
+        later(outage)
+        task = asyncio.ensure_future(budget.reserve_async("bob", 1)._take())  # somebody who waits for the lock
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    later(outage)
+    task = asyncio.ensure_future(call("alice"))
+    await started.wait()
+    task.cancel()  # while the settlement is flushed
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await budget.peek_async("alice")).used == 9
+    assert (await budget.peek_async("bob")).used == 0
+
+
+def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(outage: Outage) -> None:
+    one, other = outage.make(), outage.make()
+    budget, same = (TokenBudget("100/day", name="tokens", store=store) for store in (one, other))
+
+    @token_budget(budget, key="user", reserve=40)
+    def stream(user: str) -> Iterator[dict[str, Any]]:
+        yield {"usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}}
+
+    items = stream("alice")
+    next(items)
+    assert used(same) == 40
+    del items
+    gc.collect()
+    eventually(lambda: used(same) == 5)
+
+
+def test_a_store_that_nobody_holds_is_kept_until_it_has_written(outage: Outage) -> None:
+    budget = TokenBudget("100/day", name="tokens", store=SQLiteStore(outage.path))
+    hold = budget.reserve("alice", 40)
+    same = TokenBudget("100/day", name="tokens", store=outage.make())
+    hold.settle(3)
+    del budget, hold
+    gc.collect()
+    eventually(lambda: used(same) == 3)
+
+
+# Refusals are no failures
+
+
+def test_a_refusal_is_a_refusal_whatever_an_outage_does(outage: Outage) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=outage.make(on_unavailable="allow"))
+    assert limiter.allow("alice")
+    with pytest.raises(RateLimitExceeded):
+        limiter.acquire("alice")
+
+
+def test_the_log_names_no_identity(outage: Outage, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    limiter = RateLimiter("1/day", name="calls", store=outage.make(on_unavailable="allow"))
+    with outage.lasting():
+        limiter.allow("alice@example.com")
+    assert "alice" not in caplog.text
