@@ -12,18 +12,21 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from inspect import signature
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
-import redis.asyncio.connection
-import redis.connection
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import TimeoutError as NoReply
-from redis.retry import Retry
-
 from quotalimit.errors import StoreUnavailable
 from quotalimit.stores.scripts import Script
+
+try:
+    import redis.asyncio.connection
+    import redis.connection
+    from redis.asyncio.retry import Retry as AsyncRetry
+    from redis.backoff import NoBackoff
+    from redis.crc import key_slot
+    from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+    from redis.exceptions import ConnectionError as LostConnection
+    from redis.exceptions import TimeoutError as NoReply
+    from redis.retry import Retry
+except ImportError as error:
+    raise ImportError("RedisStore needs redis-py: pip install 'quotalimit[redis]'") from error
 
 _pack: Callable[[tuple[Any, ...]], bytes] | None
 try:

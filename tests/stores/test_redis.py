@@ -7,6 +7,8 @@ import gc
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -41,6 +43,7 @@ from tests.helpers import reply
 from . import servers
 
 HOUR = 3_600_000_000
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -640,6 +643,12 @@ def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monke
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         RedisStore(**{"server": "redis://localhost", **arguments})
+
+
+def test_without_redis_py_it_is_said_what_to_install() -> None:
+    code = "import sys; sys.modules['redis'] = None; import quotalimit.stores.redis"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "ImportError: RedisStore needs redis-py: pip install 'quotalimit[redis]'" in run.stderr
 
 
 def test_rule_21_a_local_function_needs_a_name(store: RedisStore) -> None:
