@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, Signature
 from keyword import iskeyword
+from types import FunctionType
 from typing import Any, Final, TypeAlias
 
 from quotalimit.errors import InvalidKey, InvalidLimit
@@ -22,6 +23,7 @@ Answers: TypeAlias = Callable[..., tuple[Any, ...]]
 _ANYTHING: Final = Signature([Parameter("args", Parameter.VAR_POSITIONAL), Parameter("kwargs", Parameter.VAR_KEYWORD)])
 _VARIADIC: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 _MOST_POSITIONAL: Final = 64
 
 
@@ -34,50 +36,126 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[st
 
     A callable gets, by name, the parameters that it declares; one that takes `*args` or `**kwargs`, or requires
     what is not a parameter of the function, gets the exact call; one marked `wants_every_argument` gets all arguments
-    by name. Each question comes with what it is for: `InvalidKey`,
-    `InvalidLimit` or `TypeError`, by that, is raised for what can never be called.
+    by name. Each question comes with what it is for: `InvalidKey`, `InvalidLimit` or `TypeError`, by that, is raised
+    for what can never be called.
     """
-    signature = signature_of(function)
-    names: dict[str, Any] = {}
-    by_name: list[str] = []
-    exact: list[str] = []
-    title = getattr(function, "__name__", "call")
-    title = title if title.isidentifier() and not iskeyword(title) else "call"
-    prefix = _unused_prefix((title, *signature.parameters))
-    for number, (purpose, question) in enumerate(questions):
-        variable = f"{prefix}question_{number}"
-        if isinstance(question, str):
-            if question not in signature.parameters:
-                error = _ERRORS.get(purpose, TypeError)
-                raise error(f"{purpose}={question!r} names no parameter of {title}, which has {_listed(signature)}")
-            by_name.append(question)
-            continue
-        names[variable] = question
-        if getattr(question, "wants_every_argument", False):
-            by_name.append(f"{variable}({', '.join(_every(signature))})")
-            continue
-        wanted = _parameters_by_name(question, signature)
-        if wanted is None and not _a_call_suits_both(signature, signature_of(question)):
-            raise _ERRORS.get(purpose, TypeError)(
-                f"the {purpose} function {_title(question)} takes {_listed(signature_of(question))}: neither "
-                f"parameters of {title}, which has {_listed(signature)}, nor what a call of it could match"
-            )
-        if wanted is None:
-            exact.append(variable)
-            by_name.append("")
-        else:
-            by_name.append(f"{variable}({', '.join(wanted)})")
-    if not exact:
-        return _compile(title, signature, by_name, names, prefix)
-    named = _compile(title, signature, [source or "None" for source in by_name], names, prefix)
-    whole = _compile(title, _ANYTHING, [f"{variable}(*args, **kwargs)" for variable in exact], names, prefix)
+    written = _Written(function, questions)
+    named: Answers = written.compile("def {title}({parameters}):\n    return ({answers})\n")
+    if not written.exact:
+        return named
+    whole = written.whole()
 
     def answers(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         found = named(*args, **kwargs)
         rest = iter(whole(*args, **kwargs))
-        return tuple(answer if source else next(rest) for answer, source in zip(found, by_name, strict=True))
+        return tuple(answer if source else next(rest) for answer, source in zip(found, written.sources, strict=True))
 
     return answers
+
+
+def compile_call(
+    function: Callable[..., Any], questions: Sequence[tuple[str, Question]], template: str, names: dict[str, Any]
+) -> Callable[..., Any] | None:
+    """A function with the parameters of a plain function, written by a template; None where it must be called exactly.
+
+    In the template `{parameters}` and `{arguments}` are those of the function, `{answers}` the answers to all questions
+    and `{answer}` that to the first; `{_}` begins the names that the template brings, its own and `names`.
+    """
+    if type(function) is not FunctionType or hasattr(function, "__wrapped__") or hasattr(function, "__signature__"):
+        return None
+    written = _Written(function, questions)
+    return None if written.exact else written.compile(template, names)
+
+
+class _Written:
+    """All questions of a function, written as source code that asks them."""
+
+    def __init__(self, function: Callable[..., Any], questions: Sequence[tuple[str, Question]]) -> None:
+        self.signature = signature = signature_of(function)
+        title = getattr(function, "__name__", "call")
+        self.title = title if title.isidentifier() and not iskeyword(title) else "call"
+        self.prefix = _unused_prefix((self.title, *signature.parameters))
+        self.names: dict[str, Any] = {}
+        self.sources: list[str] = []
+        self.exact: list[str] = []
+        for number, (purpose, question) in enumerate(questions):
+            self._write(f"{self.prefix}question_{number}", purpose, question)
+
+    def _write(self, variable: str, purpose: str, question: Question) -> None:
+        signature = self.signature
+        if isinstance(question, str):
+            if question not in signature.parameters:
+                raise _ERRORS.get(purpose, TypeError)(
+                    f"{purpose}={question!r} names no parameter of {self.title}, which has {_listed(signature)}"
+                )
+            self.sources.append(question)
+            return
+        self.names[variable] = question
+        if getattr(question, "wants_every_argument", False):
+            self.sources.append(f"{variable}({', '.join(_every(signature))})")
+            return
+        wanted = _parameters_by_name(question, signature)
+        if wanted is not None:
+            self.sources.append(f"{variable}({', '.join(wanted)})")
+            return
+        if not _a_call_suits_both(signature, signature_of(question)):
+            raise _ERRORS.get(purpose, TypeError)(
+                f"the {purpose} function {_title(question)} takes {_listed(signature_of(question))}: neither "
+                f"parameters of {self.title}, which has {_listed(signature)}, nor what a call of it could match"
+            )
+        self.exact.append(variable)
+        self.sources.append("")
+
+    def compile(self, template: str, names: dict[str, Any] | None = None) -> Callable[..., Any]:
+        """The function that a template makes of the questions."""
+        namespace = self.names | {f"{self.prefix}{name}": value for name, value in (names or {}).items()}
+        code = template.format(
+            _=self.prefix,
+            title=self.title,
+            parameters=self._parameters(self.signature, namespace),
+            arguments=self._arguments(),
+            answer=self.sources[0] if self.sources else "None",
+            answers="".join(f"{source or 'None'}, " for source in self.sources),
+        )
+        return self._run(code, namespace)
+
+    def whole(self) -> Answers:
+        """What answers the questions that get the exact call."""
+        namespace = dict(self.names)
+        answers = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
+        parameters = self._parameters(_ANYTHING, namespace)
+        return self._run(f"def {self.title}({parameters}):\n    return ({answers})\n", namespace)
+
+    def _run(self, code: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+        exec(compile(code, f"<quotalimit: the keys and costs of {self.title}>", "exec"), namespace)
+        function: Callable[..., Any] = namespace[self.title]
+        return function
+
+    def _parameters(self, signature: Signature, namespace: dict[str, Any]) -> str:
+        header = []
+        last_kind = None
+        for number, parameter in enumerate(signature.parameters.values()):
+            kind = parameter.kind
+            if last_kind is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
+                header.append("/")
+            if kind is Parameter.KEYWORD_ONLY and last_kind not in (Parameter.KEYWORD_ONLY, Parameter.VAR_POSITIONAL):
+                header.append("*")
+            default = ""
+            if parameter.default is not Parameter.empty:
+                namespace[f"{self.prefix}default_{number}"] = parameter.default
+                default = f"={self.prefix}default_{number}"
+            header.append(f"{_STARS.get(kind, '')}{parameter.name}{default}")
+            last_kind = kind
+        if last_kind is Parameter.POSITIONAL_ONLY:
+            header.append("/")
+        return ", ".join(header)
+
+    def _arguments(self) -> str:
+        """The function's own parameters, as a call of it passes them."""
+        return ", ".join(
+            f"{name}={name}" if p.kind is Parameter.KEYWORD_ONLY else f"{_STARS.get(p.kind, '')}{name}"
+            for name, p in self.signature.parameters.items()
+        )
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:
@@ -88,31 +166,6 @@ def signature_of(function: Callable[..., Any]) -> Signature:
         return inspect.signature(function)
     except (ValueError, TypeError):
         return _ANYTHING
-
-
-def _compile(title: str, signature: Signature, sources: Iterable[str], names: dict[str, Any], prefix: str) -> Answers:
-    namespace = dict(names)
-    header = []
-    last_kind = None
-    for number, parameter in enumerate(signature.parameters.values()):
-        kind = parameter.kind
-        if last_kind is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
-            header.append("/")
-        if kind is Parameter.KEYWORD_ONLY and last_kind not in (Parameter.KEYWORD_ONLY, Parameter.VAR_POSITIONAL):
-            header.append("*")
-        stars = "*" if kind is Parameter.VAR_POSITIONAL else "**" if kind is Parameter.VAR_KEYWORD else ""
-        default = ""
-        if parameter.default is not Parameter.empty:
-            namespace[f"{prefix}default_{number}"] = parameter.default
-            default = f"={prefix}default_{number}"
-        header.append(f"{stars}{parameter.name}{default}")
-        last_kind = kind
-    if last_kind is Parameter.POSITIONAL_ONLY:
-        header.append("/")
-    code = f"def {title}({', '.join(header)}):\n    return ({''.join(f'{source}, ' for source in sources)})"
-    exec(compile(code, f"<quotalimit: the keys and costs of {title}>", "exec"), namespace)
-    answers: Answers = namespace[title]
-    return answers
 
 
 def _unused_prefix(taken: Iterable[str]) -> str:

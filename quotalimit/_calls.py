@@ -19,7 +19,19 @@ from quotalimit.usage import Fold, Reading, Report, Usage
 class Part:
     """One layer's part in a call: what is held for it, and what was read of the call's usage for it."""
 
-    __slots__ = ("charges", "decisions", "fold", "layer", "reserve", "store", "untold", "verdict")
+    fold: Fold | None = None
+    """What the items of a stream told."""
+
+    reading: Reading | None = None
+    """What the result or the exception of the call told."""
+
+    told = False
+    """Whether usage was told, be it known from elsewhere."""
+
+    untold = 0
+    """The weight of what was written since usage was last told."""
+
+    verdict: Verdict = KEEP
 
     def __init__(self, layer: Layer, store: Store, reserve: int) -> None:
         self.layer = layer
@@ -27,10 +39,24 @@ class Part:
         self.reserve = reserve
         self.charges: list[Charge] = []
         self.decisions: list[Decision] = []
-        self.fold = Fold()
+
+    @property
+    def readings(self) -> list[Reading]:
+        """All that was told."""
+        readings = [] if self.fold is None else self.fold.readings
+        if self.reading is not None:
+            readings.append(self.reading)
+        return readings
+
+    def tell(self, report: Report | Reading, known: bool) -> None:
+        """Take what a result, an exception or an item of a stream told; nothing if that is known from elsewhere."""
+        self.told = True
         self.untold = 0
-        """The weight of what was written since usage was last told."""
-        self.verdict: Verdict = KEEP
+        if self.fold is not None:
+            self.fold.add(Report(report) if isinstance(report, Usage) else report, known)
+        elif not known:
+            assert not isinstance(report, Report)
+            self.reading = report
 
 
 class Call(Recorder):
@@ -39,22 +65,25 @@ class Call(Recorder):
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
-    __slots__ = ("_arguments", "_cut", "_ends", "_inside", "_parts", "_read_from", "_result", "_unflushed", "_written")
+    _result: object = None
+    _read_from: tuple[object, ...] = ()
+    _written = 0
+    _cut = False
+    _unflushed: Sequence[Store] = ()
+    """The stores that have yet to keep what was settled."""
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         super().__init__(enclosing)
-        self.records = any(isinstance(part.layer, TokenLayer) for part in parts)
+        for part in parts:
+            if part.layer.borrows:
+                break
+        else:
+            self.records = False
         self._parts = parts
         self._arguments = arguments
-        self._read_from: tuple[object, ...] = ()
-        self._result: object = None
-        self._written = 0
-        self._cut = False
         self._ends = [None]
         self._inside: list[tuple[Counts, Identity, int]] = []
         """What nested calls, perhaps in other threads, have charged, and where."""
-        self._unflushed: Sequence[Store] = ()
-        """The stores that have yet to keep what was settled."""
 
     @property
     def decisions(self) -> list[Decision]:
@@ -71,16 +100,21 @@ class Call(Recorder):
 
     def _read(self, answer: object, *, streaming: bool = False) -> None:
         """Read the usage that a result, or an item of a stream, tells."""
-        sources = sources_of(answer)
-        known = self.knows(sources)
+        sources: tuple[object, ...] = ()
+        if streaming or self.has_sources or self.enclosing is not None:  # else nobody asks where this was read
+            sources = sources_of(answer)
+        known = bool(sources) and self.knows(sources)
         for part in self._parts:
-            if isinstance(part.layer, TokenLayer):
-                report = part.layer.read(answer, streaming=streaming)
+            layer = part.layer
+            if isinstance(layer, TokenLayer):
+                if streaming and part.fold is None:
+                    part.fold = Fold()
+                whole = part.fold is None
+                report = layer.read(answer) if whole else layer.read_item(answer, streaming=streaming)
                 if report is not None:
-                    part.fold.add(report, known)
-                    part.untold = 0
-                    self.remember(sources)
-                    self._read_from += sources
+                    part.tell(report, known)
+                    if sources:
+                        self.remember_latest(sources)
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
@@ -103,7 +137,7 @@ class Call(Recorder):
             return []
         if reading is not None:
             for part in self._parts:
-                part.fold.add(reading if isinstance(reading, int) else Report(reading), self.knows(sources))
+                part.tell(reading, self.knows(sources))
             self._read_from = sources
         return self._settle(None)
 
@@ -115,13 +149,12 @@ class Call(Recorder):
         known = self.knows(sources)
         for part in self._parts:
             if isinstance(part.layer, TokenLayer):
-                outcome = part.layer.read_failure(error, begun=self._written > 0 or part.fold.told)
+                outcome = part.layer.read_failure(error, begun=self._written > 0 or part.told)
                 if isinstance(outcome, Verdict):
                     part.verdict = outcome
                 else:
-                    part.fold.add(outcome if isinstance(outcome, int) else Report(outcome), known)
-                    part.untold = 0
-        self._read_from += sources
+                    part.tell(outcome, known)
+        self._read_from = sources
         self._cut = True
         return self._settle(error)
 
@@ -168,21 +201,27 @@ class Call(Recorder):
         settled: list[Settlement] = []
         for part in self._parts:
             charges = due.setdefault(part.store, [])
-            if isinstance(part.layer, TokenLayer):
-                used, source = self._used(part, part.layer)
-                owed = [(charge, self._owed(charge, used)) for charge in part.charges]
-                settled.append(_report(part, used, max((units for _, units in owed), default=0), source))
-                charges += owed
+            layer = part.layer
+            if isinstance(layer, TokenLayer):
+                used, source = self._used(part, layer)
+                most = 0
+                for charge in part.charges:
+                    owed = self._owed(charge, used) if self._inside else used
+                    most = max(most, owed)
+                    charges.append((charge, owed))
+                settled.append(_report(part, used, most, source))
             else:
-                refunds = isinstance(part.layer, RateLayer) and isinstance(error, part.layer.refund_on)
+                refunds = isinstance(layer, RateLayer) and isinstance(error, layer.refund_on)
                 charges += [(charge, 0 if refunds else part.reserve) for charge in part.charges]
-        self._unflushed = [store for store in due if store.blocking]
         for store, settlements in due.items():
             store.settle(settlements)
-            self._inside += [(charge.counts, charge.identity, units) for charge, units in settlements]
-        self._tell_enclosing(settled)
+            if store.blocking:
+                self._unflushed = (*self._unflushed, store)
+        if self.enclosing is not None:
+            self._tell_enclosing(settled, [owed for settlements in due.values() for owed in settlements])
         self._arguments, self._result, self._read_from = (), None, ()
-        self.recorded, self._sources = [], {}
+        if self.recorded or self.has_sources:
+            self.forget()
         return settled
 
     def _owed(self, charge: Charge, used: int) -> int:
@@ -194,12 +233,17 @@ class Call(Recorder):
 
     def _used(self, part: Part, layer: TokenLayer) -> tuple[int, Source]:
         """What the call used on one budget, and how that is known (rule 8)."""
-        recorded = [reading for reading, _ in self.recorded]
-        weights = [weight for weight in map(layer.weigh, part.fold.readings + recorded) if weight is not None]
+        if part.fold is None and part.reading is not None and not self.recorded:  # as mostly: a plain response
+            weight = layer.weigh(part.reading)
+            if weight is not None:
+                return weight, "reported"
+        readings = part.readings + [reading for reading, _ in self.recorded]
+        weights = [weight for weight in map(layer.weigh, readings) if weight is not None]
         if weights:
-            if part.untold and part.fold.told and (self._cut or part.fold.opened):
+            fold = part.fold
+            if part.untold and part.told and (self._cut or (fold is not None and fold.opened)):
                 return sum(weights) + (layer.weigh(Usage(output_tokens=tokens_of(part.untold))) or 0), "estimated"
-            return sum(weights), "reported" if part.fold.told else "recorded"
+            return sum(weights), "reported" if part.told else "recorded"
         if part.verdict is RELEASE:
             return 0, "released"
         if layer.reserves:
@@ -208,22 +252,24 @@ class Call(Recorder):
         layer.warn_of_estimate(estimate)
         return estimate, "estimated"
 
-    def _tell_enclosing(self, settled: list[Settlement]) -> None:
+    def _tell_enclosing(self, settled: list[Settlement], charged: list[tuple[Charge, int]]) -> None:
         """Hand what this call used, and where it was charged, to the call that it ran in."""
         outer = unfinished(self.enclosing)
         if outer is None:
             return
         for reading, sources in self.recorded:
             outer.record(reading, sources)
-        reported = next((part.fold.readings for part in self._parts if part.fold.readings), [])
+        reported = next((readings for part in self._parts if (readings := part.readings)), [])
         if not reported and not self.recorded and settled and settled[0].used:
             reported = [settled[0].used]
-        if not outer.knows(self._read_from):
+        read_from = (*self.latest, *self._read_from)
+        if not outer.knows(read_from):
             for reading in reported:
                 outer.record(reading, ())
-            outer.remember(self._read_from)
+            outer.remember(read_from)
         if isinstance(outer, Call):
             outer._inside += self._inside
+            outer._inside += [(charge.counts, charge.identity, units) for charge, units in charged]
 
 
 def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:

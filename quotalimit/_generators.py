@@ -28,12 +28,15 @@ def first_async(stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
     return stream
 
 
-def drive(call: Call, stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through."""
+def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
+    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through.
+
+    `begun` says that the call has done work already, which is charged even if nobody iterates.
+    """
     try:
         value = yield
     except BaseException:
-        call.release()
+        (call.cut if begun else call.release)()
         stream.close()
         raise
     if value is not None:
@@ -71,9 +74,13 @@ def drive(call: Call, stream: Generator[Any, Any, Any]) -> Generator[Any, Any, A
 
 
 async def drive_async(
-    enter: Callable[[], Awaitable[Call | None]] | None, call: Call | None, stream: AsyncGenerator[Any, Any]
+    enter: Callable[[], Awaitable[Call | None]] | None,
+    call: Call | None,
+    stream: AsyncGenerator[Any, Any],
+    *,
+    begun: bool = False,
 ) -> AsyncGenerator[Any, Any]:
-    """Run an async generator for a call; one that must wait first is entered at its first item."""
+    """Run an async generator for a call; one that must wait first is entered at its first item. `begun` as above."""
     value = None
     if enter is not None:
         call = await enter()
@@ -81,7 +88,7 @@ async def drive_async(
         try:
             value = yield
         except BaseException:
-            call.release()
+            (call.cut if begun else call.release)()
             raise
     thrown: BaseException | None = None
     while True:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
-from quotalimit._layers import Layer, RateLayer, TokenLayer
+from quotalimit._layers import Layer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
-from quotalimit.decision import collectors
+from quotalimit.decision import Decision, collectors
 from quotalimit.errors import LimitExceeded
-from quotalimit.keys import Key
-from quotalimit.limiters import hand_over
+from quotalimit.keys import PLAIN, Key
+from quotalimit.limiters import Binding, Limiter, hand_over
 from quotalimit.recording import running
-from quotalimit.stores.base import Answer, Claim, Store
+from quotalimit.stores.base import Answer, Ask, Charge, Claim, Gates, Store
 from quotalimit.stores.several import Several
 
 Entry: TypeAlias = tuple[Call | None, Callable[[], Awaitable[Call | None]] | None]
@@ -27,22 +27,23 @@ class Guard:
 
     def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        self._fast = FastPath(self.layers[0]) if FastPath.serves(self.layers) else None
-        self._answer = compile_questions(function, [q for layer in layers for q in layer.questions.items()])
+        self.questions = [question for layer in layers for question in layer.questions.items()]
+        self._answer = compile_questions(function, self.questions)
+        self.common = _common(self.layers)
+        """The limiter whose gate admits the common call: one limit, one unit, nothing to settle, no waiting."""
+        self._gatekeeper = Gatekeeper(self.layers) if Gatekeeper.serves(self.layers) else None
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Admit a call, or raise `LimitExceeded`. Returns it if something of it is to be settled."""
-        answers = self._answer(*args, **kwargs)
-        if self._fast is not None and self._fast.admits(answers[0]):
-            return None
-        return admit(Asked(self.layers, answers, (*args, *kwargs.values())))
+        answers, arguments = self._answer(*args, **kwargs), (*args, *kwargs.values())
+        call = None if self._gatekeeper is None else self._gatekeeper.admit(answers, arguments)
+        return call or admit(Asked(self.layers, answers, arguments))
 
     async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The twin of `enter`."""
-        answers = self._answer(*args, **kwargs)
-        if self._fast is not None and self._fast.admits(answers[0]):
-            return None
-        return await admit_async(Asked(self.layers, answers, (*args, *kwargs.values())))
+        answers, arguments = self._answer(*args, **kwargs), (*args, *kwargs.values())
+        call = None if self._gatekeeper is None else self._gatekeeper.admit(answers, arguments)
+        return call or await admit_async(Asked(self.layers, answers, arguments))
 
     def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         """Admit a call now, or know how to admit it later if it must wait. Raises `LimitExceeded` if that is no use."""
@@ -50,113 +51,185 @@ class Guard:
         if asked.store is None:
             return admit(asked), None
         if not asked.store.blocking:
-            answer = acquire(asked.store, asked.claims, [0] * len(asked.claims), bool(collectors()))
-            if not is_worth_waiting(answer, asked.patience):
+            asked.store.lines.announce(asked.claims)
+            answer = asked.store.acquire(asked.claims, report=bool(collectors()))
+            if not is_worth_waiting(answer, asked.claims):
                 return asked.admitted(answer), None
         return None, partial(admit_async, asked)
 
+    def admit_common(self, key: Key) -> None:
+        """Admit a common call in the way of all others, or raise `LimitExceeded`."""
+        admit(Asked(self.layers, (key,), ()))
 
-class FastPath:
-    """The common call, one limit of a fixed cost with nothing to settle, asked without the machinery of the others.
+    async def admit_common_async(self, key: Key) -> None:
+        """The twin of `admit_common`."""
+        await admit_async(Asked(self.layers, (key,), ()))
 
-    It only ever admits. Whatever is special about a call, a refusal first of all, is left to the general path.
+
+def _common(layers: Sequence[Layer]) -> Limiter | None:
+    layer = layers[0]
+    simple = len(layers) == 1 and not (layer.asks or layer.holds or layer.patience) and layer.amounts == (1, 1)
+    return layer.limiter if simple and len(layer.limiter.limits) == 1 else None
+
+
+class Gatekeeper:
+    """Admits the common calls of several layers: one limit each on one store, and nothing but the keys to ask.
+
+    It only ever admits. Whatever is special about a call, a refusal first of all, goes the way of all others.
     """
 
-    __slots__ = ("_limiter",)
-
-    def __init__(self, layer: Layer) -> None:
-        assert isinstance(layer, RateLayer)
-        self._limiter = layer.limiter
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._holding = [layer for layer in layers if layer.holds]
+        self._bindings: Sequence[Binding | None] = [None] * len(layers)
+        self._gates: Gates | None = None
 
     @staticmethod
     def serves(layers: Sequence[Layer]) -> bool:
-        """Whether a function's layers are of the common kind."""
-        layer = layers[0]
-        return (
-            len(layers) == 1
-            and isinstance(layer, RateLayer)
-            and not layer.holds
-            and layer.costs_one
-            and len(layer.limiter.limits) == 1
-        )
-
-    def admits(self, key: object) -> bool:
-        """Admit a call of this key at once; False, with nothing charged, if the general path is to decide."""
-        binding = self._limiter.binding
-        if binding is None or (type(key) is not str and type(key) is not int) or collectors():
+        """Whether the calls of a function are of this kind, and are settled."""
+        if len({layer.limiter.name for layer in layers}) < len(layers):
             return False
-        counts, limit = binding.places[0]
-        return binding.store.admits(counts, key, limit)
+        simple = all(len(layer.limiter.limits) == 1 and not (layer.asks or layer.patience) for layer in layers)
+        return simple and any(layer.holds for layer in layers)
+
+    def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
+        """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
+        for layer, binding in zip(self._layers, self._bindings):  # noqa: B905 - a check costs a tenth of the loop
+            if binding is None or layer.limiter.binding is not binding:
+                self._bind()
+                return None
+        if self._gates is None or running() is not None:
+            return None
+        charges = self._gates(keys)
+        if charges is None:
+            return None
+        parts: list[Part] = []
+        for layer, charge in zip(self._holding, charges):  # noqa: B905
+            part = Part(layer, layer.limiter.bound().store, charge.held)
+            part.charges.append(charge)
+            parts.append(part)
+        return Call(None, parts, arguments)
+
+    def _bind(self) -> None:
+        """Look for the store of the limiters, which changes with the default."""
+        bindings = [layer.limiter.bound() for layer in self._layers]
+        store = bindings[0].store
+        asks = [
+            Ask(*binding.places[0], *layer.amounts, layer.holds)
+            for layer, binding in zip(self._layers, bindings, strict=True)
+        ]
+        self._gates = store.gates(asks) if all(binding.store is store for binding in bindings) else None
+        self._bindings = bindings
+
+
+Owner: TypeAlias = tuple[Layer, Key, Part | None]
+"""Whose a claim is: the layer, the key that it got, and its part in the call if it is to be settled."""
 
 
 class Asked:
     """One call with all its keys and costs computed, before any store is asked."""
 
-    __slots__ = ("_arguments", "_enclosing", "_keys", "_layers", "_owners", "_parts", "claims", "patience", "store")
+    __slots__ = ("_arguments", "_enclosing", "_owners", "_parts", "claims", "store")
 
-    def __init__(self, layers: Sequence[Layer], answers: Sequence[Any], arguments: Sequence[object]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Sequence[Layer], answers: Iterable[Any], arguments: Sequence[object]) -> None:
         self._arguments = arguments
         self._enclosing = enclosing = running()
-        self._keys: list[Key] = []
-        self._parts: dict[int, Part] = {}
-        turns: dict[Store, list[tuple[Claim, int]]] = {}
+        self._parts: list[Part] = []
+        self._owners = owners = list[Owner]()
+        self.claims = claims = list[Claim]()
+        stores = list[Store]()
         rest = iter(answers)
-        for number, layer in enumerate(layers):
-            key, identity, binding, places, need, cost = layer.hear(rest)
-            self._keys.append(key)
-            if layer.holds:
-                self._parts[number] = Part(layer, binding.store, cost)
-            turn = turns.setdefault(binding.store, []) if places else []
+        for layer in layers:
+            key = next(rest)
+            identity = key if type(key) in PLAIN else layer.identify(key)
+            binding = layer.limiter.binding or layer.limiter.bound()
+            places, amounts = layer.hear(binding, rest) if layer.asks else (binding.places, layer.amounts)
+            need, cost = amounts
+            store, holds = binding.store, layer.holds
+            part = None
+            if holds:
+                part = Part(layer, store, cost)
+                self._parts.append(part)
+            owner = layer, key, part
             for counts, limit in places:
-                claim = Claim(counts, identity, limit, need, cost, layer.holds)
-                if enclosing is not None and isinstance(layer, TokenLayer):
+                claim = Claim(counts, identity, limit, need, cost, holds)
+                if layer.patience:
+                    claim.patience = layer.patience
+                if enclosing is not None and layer.borrows:
                     claim.lenders = lenders(enclosing, counts, identity)
-                claim.before = sum(c.cost for c, _ in turn if c.counts is counts and c.identity == identity)
-                turn.append((claim, number))
-        asked = [pair for turn in turns.values() for pair in turn]
-        self.claims = [claim for claim, _ in asked]
-        self._owners = [number for _, number in asked]
-        self.patience = [layers[number].patience for number in self._owners]
-        self.store: Store | Several | None = next(iter(turns), None)
+                for other in claims:
+                    if other.counts is counts and other.identity == identity:
+                        claim.before += other.cost
+                claims.append(claim)
+                owners.append(owner)
+                stores.append(store)
+        self.store: Store | Several | None = stores[0] if stores else None
         """The store, or several; None for a call without a limit."""
-        if len(turns) > 1:
-            self.store = Several([(store, [claim for claim, _ in turn]) for store, turn in turns.items()])
+        if stores and stores.count(stores[0]) < len(stores):
+            self._sort(stores)
+
+    def _sort(self, stores: list[Store]) -> None:
+        """Bring the claims of each store together."""
+        order = sorted(range(len(stores)), key=lambda place: stores.index(stores[place]))
+        self._owners = [self._owners[place] for place in order]
+        turns = {
+            store: [claim for claim, its in zip(self.claims, stores, strict=True) if its is store]
+            for store in dict.fromkeys(stores)
+        }
+        self.claims = [claim for turn in turns.values() for claim in turn]
+        self.store = Several(list(turns.items()))
 
     def admitted(self, answer: Answer) -> Call | None:
         """The call, if something of it is to be settled. Raises `LimitExceeded` if the answer is a refusal."""
         if answer.refusals:
             raise self._refusal(answer)
-        hand_over(answer.decisions)
-        charges = iter(answer.charges)
-        for claim, number in zip(self.claims, self._owners, strict=True):
-            if number in self._parts:
-                self._parts[number].charges.append(next(charges))
+        if answer.decisions:
+            self._hand_over(answer.decisions)
+        if answer.charges:
+            self._hand_out(answer.charges)
+        return Call(self._enclosing, self._parts, self._arguments) if self._parts else None
+
+    def _hand_over(self, decisions: Sequence[Decision]) -> None:
+        self._label(enumerate(decisions))
+        hand_over(decisions)
+        for (_, _, part), decision in zip(self._owners, decisions, strict=True):
+            if part is not None:
+                part.decisions.append(decision)
+
+    def _hand_out(self, charges: Sequence[Charge]) -> None:
+        """Give each part of the call the charges that it holds."""
+        rest = iter(charges)
+        for claim, (layer, _, part) in zip(self.claims, self._owners, strict=True):
+            if part is not None:
+                part.charges.append(next(rest))
             elif claim.holds:  # only until every store had admitted the call
-                self._layers[number].limiter.bound().store.settle([(charge := next(charges), charge.held)])
-        for number, decision in zip(self._owners, answer.decisions, strict=False):
-            if number in self._parts:
-                self._parts[number].decisions.append(decision)
-        return Call(self._enclosing, tuple(self._parts.values()), self._arguments) if self._parts else None
+                charge = next(rest)
+                layer.limiter.bound().store.settle([(charge, charge.held)])
+
+    def _label(self, decisions: Iterable[tuple[int, Decision]]) -> None:
+        """Say on decisions, each at the place of its claim, whose they are."""
+        for place, decision in decisions:
+            owner = self._owners[place]
+            owner[0].limiter.label((decision,), alone=self._owners.count(owner) == 1)
 
     def _refusal(self, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
+        self._label(answer.refusals.items())
         hand_over(answer.refusals.values())
         place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
-        number = self._owners[place]
-        violations = tuple(answer.refusals.values())
-        return self._layers[number].limiter.exceeded(decision, self._keys[number], violations)
+        layer, key, _ = self._owners[place]
+        return layer.limiter.exceeded(decision, key, tuple(answer.refusals.values()))
 
 
 def admit(asked: Asked, *, report: bool = False) -> Call | None:
     """Ask the store for a call. Raises `LimitExceeded`, charging nothing, if it refuses."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(acquire(asked.store, asked.claims, asked.patience, report or bool(collectors())))
+    return asked.admitted(acquire(asked.store, asked.claims, report or bool(collectors())))
 
 
 async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
     """The twin of `admit`."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(await acquire_async(asked.store, asked.claims, asked.patience, report or bool(collectors())))
+    return asked.admitted(await acquire_async(asked.store, asked.claims, report or bool(collectors())))

@@ -11,7 +11,7 @@ from quotalimit._arguments import Question
 from quotalimit.amounts import units_or_none, whole
 from quotalimit.errors import InvalidKey
 from quotalimit.failures import KEEP, Failure, Verdict, read_error
-from quotalimit.keys import Identity, Key, identify
+from quotalimit.keys import Identity, identify
 from quotalimit.limiters import Binding, Limiter, Places
 from quotalimit.providers import read_report, read_usage
 from quotalimit.usage import Reading, Report, Usage
@@ -25,10 +25,17 @@ class Layer(ABC):
     holds: bool
     """Whether a charge of this layer may be adjusted when the call ends."""
 
-    def __init__(self, limiter: Limiter, key: Question, patience: int) -> None:
+    borrows: bool
+    """Whether a nested call draws on the charges of those that it runs in."""
+
+    def __init__(self, limiter: Limiter, key: Question, patience: int, amounts: tuple[int, int] | None) -> None:
         self.limiter = limiter
         self.key = key
         self.patience = patience
+        self.asks = amounts is None or limiter.tiers is not None
+        """Whether more is asked about a call than its key."""
+        self.amounts = amounts or (0, 0)
+        """The units that a call needs and takes, where they are not asked for."""
 
     @property
     def questions(self) -> dict[str, Question]:
@@ -38,26 +45,29 @@ class Layer(ABC):
             asked["limit"] = self.limiter.tiers
         return asked | self._amount_question()
 
-    def hear(self, answers: Iterator[Any]) -> tuple[Key, Identity, Binding, Places, int, int]:
-        """The answers to the layer's questions: key, identity, store, limits, units needed and units taken."""
-        key = next(answers)
+    def identify(self, key: object) -> Identity:
+        """The identity of a key. Raises `InvalidKey` that names the limiter."""
         try:
-            identity = identify(key)
+            return identify(key)
         except InvalidKey as error:
             raise InvalidKey(f"{self.limiter.name}: {error}") from None
-        binding = self.limiter.bound()
+
+    def hear(self, binding: Binding, answers: Iterator[Any]) -> tuple[Places, tuple[int, int]]:
+        """The answers to the layer's questions but for the key: its limits, and the units needed and taken."""
         places = binding.places if self.limiter.tiers is None else binding.places_for(next(answers))
-        return key, identity, binding, places, *self._amount(answers)
+        return places, self._amounts(answers)
 
     @abstractmethod
     def _amount_question(self) -> dict[str, Question]: ...
 
     @abstractmethod
-    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]: ...
+    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]: ...
 
 
 class RateLayer(Layer):
     """A rate limiter on a function."""
+
+    borrows = False
 
     def __init__(
         self,
@@ -67,28 +77,23 @@ class RateLayer(Layer):
         cost: float | Callable[..., float],
         refund_on: tuple[type[BaseException], ...],
     ) -> None:
-        super().__init__(limiter, key, patience)
+        super().__init__(limiter, key, patience, None if callable(cost) else _both(whole(cost, "cost")))
         self.refund_on = refund_on
         self.holds = bool(refund_on)
-        self._cost = cost if callable(cost) else whole(cost, "cost")
-
-    @property
-    def costs_one(self) -> bool:
-        """Whether every call costs one unit."""
-        return self._cost == 1
+        self._cost = cost
 
     def _amount_question(self) -> dict[str, Question]:
         return {"cost": self._cost} if callable(self._cost) else {}
 
-    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]:
-        cost = whole(next(answers), "cost") if callable(self._cost) else self._cost
-        return cost, cost
+    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]:
+        return _both(whole(next(answers), "cost")) if callable(self._cost) else self.amounts
 
 
 class TokenLayer(Layer):
     """A token budget on a function."""
 
     holds = True
+    borrows = True
 
     def __init__(
         self,
@@ -100,9 +105,9 @@ class TokenLayer(Layer):
         weigh: Callable[[Usage], float] | None,
         on_error: Callable[[BaseException], Failure],
     ) -> None:
-        super().__init__(limiter, key, patience)
+        super().__init__(limiter, key, patience, _amounts_of(reserve))
         self._has_warned = False
-        self._reserve = reserve if callable(reserve) or reserve is None else whole(reserve, "reserve")
+        self._reserve = reserve
         self._usage = usage
         self._weigh = weigh
         self._on_error = on_error
@@ -110,30 +115,31 @@ class TokenLayer(Layer):
     def _amount_question(self) -> dict[str, Question]:
         return {"reserve": self._reserve} if callable(self._reserve) else {}
 
-    def _amount(self, answers: Iterator[Any]) -> tuple[int, int]:
-        if self._reserve is None:
-            return 1, 0
-        reserve = whole(next(answers), "reserve") if callable(self._reserve) else self._reserve
-        return reserve, reserve
+    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]:
+        return _both(whole(next(answers), "reserve")) if callable(self._reserve) else self.amounts
 
     @property
     def reserves(self) -> bool:
         """Whether the layer holds what a call is expected to use."""
         return self._reserve is not None
 
-    def read(self, result: object, *, streaming: bool = False) -> Report | int | None:
-        """The usage that a result, or an item of a stream, reports to the caller's own reader, or to ours.
+    def read(self, result: object) -> Reading | None:
+        """The usage that a result reports to the caller's own reader, or to ours; None if it is unknown."""
+        return read_usage(result) if self._usage is read_usage else self._read_own(result)
 
-        What a reader raises is logged, and the usage unknown.
-        """
+    def read_item(self, item: object, *, streaming: bool) -> Report | int | None:
+        """The same of an item of a stream, or of its result, and how it goes with the others."""
+        if self._usage is read_usage:
+            return read_report(item, streaming=streaming)
+        reading = self._read_own(item)
+        return Report(reading) if isinstance(reading, Usage) else reading
+
+    def _read_own(self, result: object) -> Reading | None:
         try:
-            if self._usage is read_usage:
-                return read_report(result, streaming=streaming)
-            reading = _known(self._usage(result))
+            return _known(self._usage(result))
         except Exception:  # the call has been paid for: its result is not lost because it cannot be read
             log.exception("%s: %r raised; the usage is unknown", self.limiter.name, self._usage)
             return None
-        return Report(reading) if isinstance(reading, Usage) else reading
 
     def read_failure(self, error: BaseException, *, begun: bool) -> Reading | Verdict:
         """What an exception of the call says of its usage, or what becomes of the hold.
@@ -174,6 +180,18 @@ class TokenLayer(Layer):
                 self.limiter.name,
                 estimate,
             )
+
+
+def _amounts_of(reserve: float | Callable[..., float] | None) -> tuple[int, int] | None:
+    """Without a reserve, a call needs 1 and takes 0: it is admitted while anything is left."""
+    if reserve is None:
+        return 1, 0
+    return None if callable(reserve) else _both(whole(reserve, "reserve"))
+
+
+def _both(units: int) -> tuple[int, int]:
+    """What is needed and taken alike."""
+    return units, units
 
 
 def _known(outcome: object) -> Reading | None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from enum import Enum, auto
+from functools import lru_cache, partial
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 from weakref import WeakKeyDictionary, finalize, ref
 
+from quotalimit._bodies import drive_body, has_body
 from quotalimit._calls import Call
 from quotalimit._generators import drive, drive_async, first, first_async, later
 
@@ -24,35 +27,79 @@ _MORE_THAN_AWAITABLE: Final = ("__aenter__", "__aiter__")
 _STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
 
 
+class Delivery(Enum):
+    """How a result of some type is delivered."""
+
+    AS_IT_IS = auto()
+    DICT = auto()
+    GENERATOR = auto()
+    ASYNC_GENERATOR = auto()
+    FUTURE = auto()
+    AWAITABLE = auto()
+    BODY = auto()
+    STREAM = auto()
+
+
+@lru_cache(maxsize=1_024)
+def _delivery(kind: type, seen: type) -> Delivery:
+    """How results are delivered of a type, and of what it lets be seen, as a proxy does: each is looked at once."""
+    if kind in _VALUES:
+        return Delivery.AS_IT_IS
+    if kind is dict:
+        return Delivery.DICT
+    if issubclass(seen, GeneratorType):
+        return Delivery.GENERATOR
+    if issubclass(seen, AsyncGeneratorType):
+        return Delivery.ASYNC_GENERATOR
+    if hasattr(kind, "add_done_callback"):
+        return Delivery.FUTURE
+    if issubclass(seen, Awaitable) and not any(hasattr(kind, name) for name in _MORE_THAN_AWAITABLE):
+        return Delivery.AWAITABLE
+    if has_body(kind):
+        return Delivery.BODY
+    return Delivery.STREAM if _is_stream(kind, seen) else Delivery.AS_IT_IS
+
+
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
-    if type(result) in _VALUES:
+    kind: Any = type(result)
+    delivery = _delivery(kind, result.__class__)
+    if delivery is Delivery.AS_IT_IS:
         call.finish(result)
-        return result
-    if inspect.isgenerator(result):
+    elif delivery is Delivery.DICT:
+        _deliver_dict(call, result)
+    elif delivery is Delivery.GENERATOR:
         return first(drive(call, result))
-    if inspect.isasyncgen(result):
+    elif delivery is Delivery.ASYNC_GENERATOR:
         return first_async(drive_async(None, call, result))
-    if hasattr(type(result), "add_done_callback"):
-        result.add_done_callback(partial(_done, call))
-        try:
-            finalize(result, call.cut).atexit = False
-        except TypeError:  # it knows no weak references
-            pass
-        return result
-    if inspect.isawaitable(result) and not any(hasattr(type(result), name) for name in _MORE_THAN_AWAITABLE):
+    elif delivery is Delivery.FUTURE:
+        _deliver_future(call, result)
+    elif delivery is Delivery.AWAITABLE:
         return later(call, result, deliver)
-    if _is_stream(result):
-        if watch(call, result):
-            return result
+    elif delivery is Delivery.BODY and drive_body(call, result):
+        return result
+    elif not (_is_stream(kind, result.__class__) and watch(call, result)):
         if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
             return first(drive(call, _each(result)))
-    if type(result) is dict:  # Bedrock: the stream is inside the response
-        for name in _STREAM_FIELDS:
-            if _is_stream(result.get(name)) and watch(call, result[name]):
-                return result
-    call.finish(result)
+        call.finish(result)
     return result
+
+
+def _deliver_dict(call: Call, result: dict[str, Any]) -> None:
+    """Settle a response off the wire, or watch the stream inside one of Bedrock's."""
+    for name in _STREAM_FIELDS:
+        stream = result.get(name)
+        if stream is not None and _streams(stream) and watch(call, stream):
+            return
+    call.finish(result)
+
+
+def _deliver_future(call: Call, future: Any) -> None:
+    future.add_done_callback(partial(_done, call))
+    try:
+        finalize(future, call.cut).atexit = False
+    except TypeError:  # it knows no weak references
+        pass
 
 
 def _each(items: Any) -> Generator[Any]:
@@ -66,7 +113,7 @@ def _done(call: Call, future: Any) -> None:
     except BaseException as error:
         call.fail(error)
     else:
-        if not (_is_stream(result) and watch(call, result)):  # it cannot be replaced: others hold the future
+        if not (_streams(result) and watch(call, result)):  # it cannot be replaced: others hold the future
             call.finish(result)
 
 
@@ -125,9 +172,14 @@ class Watch:
             call.fail(error)
 
 
-def _is_stream(result: object) -> bool:
-    kind = type(result)
-    if isinstance(result, _PLAIN) or any(base.__module__ == "unittest.mock" for base in kind.__mro__):
+def _streams(result: Any) -> bool:
+    """Whether an object is a stream of an SDK."""
+    kind: Any = type(result)
+    return _delivery(kind, result.__class__) is Delivery.STREAM
+
+
+def _is_stream(kind: type, seen: type) -> bool:
+    if issubclass(seen, _PLAIN) or any(base.__module__ == "unittest.mock" for base in kind.__mro__):
         return False
     if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
         return True

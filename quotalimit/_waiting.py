@@ -66,20 +66,16 @@ class Lines:
     """The lines of this process, one for each place at which somebody waits. True if there is any."""
 
     def __init__(self) -> None:
-        self._lines: dict[Place, Line] = {}
+        self.standing: dict[Place, Line] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def stands_at(self, counts: object, identity: object) -> bool:
-        """Whether somebody waits at a place."""
-        return (counts, identity) in self._lines
+        return bool(self.standing)
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
             for place, need in waiter.needs.items():
-                line = self._lines.setdefault(place, Line())
+                line = self.standing.setdefault(place, Line())
                 line.waiters.append(waiter)
                 line.need += need
 
@@ -91,7 +87,7 @@ class Lines:
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
         with self._lock:
-            return all(self._head(self._lines[place]) is waiter for place in waiter.needs)
+            return all(self._head(self.standing[place]) is waiter for place in waiter.needs)
 
     def _head(self, line: Line) -> Waiter | None:
         """The first call of a line that can still be woken; those before it are taken out of their lines."""
@@ -104,7 +100,7 @@ class Lines:
 
     def _remove(self, waiter: Waiter) -> None:
         for place, need in waiter.needs.items():
-            line = self._lines.get(place, Line())
+            line = self.standing.get(place, Line())
             try:
                 line.waiters.remove(waiter)
             except ValueError:  # it was taken out as dead
@@ -113,11 +109,11 @@ class Lines:
             if line.waiters:
                 line.waiters[0].bell.ring()
             else:
-                del self._lines[place]
+                del self.standing[place]
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
-        line = self._lines.get(place)
+        line = self.standing.get(place)
         if line is not None:
             try:
                 line.waiters[0].bell.ring()
@@ -129,7 +125,7 @@ class Lines:
         with self._lock:
             for claim in claims:
                 place = (claim.counts, claim.identity)
-                line = self._lines.get(place)
+                line = self.standing.get(place)
                 head = None if line is None else self._head(line)
                 if line is None or head is None or head is waiter:
                     claim.heads, claim.ahead = (), 0
@@ -163,14 +159,14 @@ class Sleep:
 Flow: TypeAlias = Generator[Ask | Sleep, Any, "Answer"]
 
 
-def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int], answer: Answer, bell: Bell) -> Flow:
-    """Wait until refused claims are admitted, or until a layer that refuses has delayed the call for its patience.
+def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: Bell) -> Flow:
+    """Wait until refused claims are admitted, or until a claim that is refused has delayed the call for its patience.
 
-    `patience` holds microseconds, one for each claim. Returns the last answer, a refusal if it was not worth waiting.
-    The driver sends the store's `Answer` to an `Ask`, and whether the bell rang to a `Sleep`.
+    Returns the last answer, a refusal if it was not worth waiting. The driver sends the store's `Answer` to an `Ask`,
+    and whether the bell rang to a `Sleep`.
     """
     deadlines: dict[int, int] = {}
-    give_up = _give_up_at(answer, patience, deadlines)
+    give_up = _give_up_at(answer, claims, deadlines)
     if give_up is None:
         return answer
     waiter = Waiter(claims, bell)
@@ -185,7 +181,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
                 answer = yield Ask(slept_until)
                 if not answer.refusals:
                     return answer
-                give_up = _give_up_at(answer, patience, deadlines)
+                give_up = _give_up_at(answer, claims, deadlines)
                 if give_up is None:
                     return answer
             wake = give_up
@@ -204,16 +200,16 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], patience: Sequence[int]
         lines.leave(waiter)
 
 
-def is_worth_waiting(answer: Answer, patience: Sequence[int]) -> bool:
-    """Whether a refused call may yet be admitted within the patience of the layers that refuse."""
-    return bool(answer.refusals) and _give_up_at(answer, patience, {}) is not None
+def is_worth_waiting(answer: Answer, claims: Sequence[Claim]) -> bool:
+    """Whether a refused call may yet be admitted within the patience of the claims that are refused."""
+    return bool(answer.refusals) and _give_up_at(answer, claims, {}) is not None
 
 
-def _give_up_at(answer: Answer, patience: Sequence[int], deadlines: dict[int, int]) -> int | None:
-    """When the first of the refusing layers has delayed the call for its patience; None if waiting is no use."""
+def _give_up_at(answer: Answer, claims: Sequence[Claim], deadlines: dict[int, int]) -> int | None:
+    """When the first of the refused claims has delayed the call for its patience; None if waiting is no use."""
     now = answer.now
     for place, refusal in answer.refusals.items():
-        deadline = deadlines.setdefault(place, now + patience[place])
+        deadline = deadlines.setdefault(place, now + claims[place].patience)
         if refusal.wait_us is None or deadline <= now:
             return None
         if now + refusal.wait_us > deadline and refusal.reason != "busy":  # an open hold may settle sooner
@@ -277,20 +273,20 @@ class TaskBell:
         return True
 
 
-def _may_wait(answer: Answer, patience: Sequence[int]) -> bool:
-    """Whether a layer that refuses would rather wait."""
-    return any(patience[place] for place in answer.refusals)
+def _may_wait(answer: Answer, claims: Sequence[Claim]) -> bool:
+    """Whether a claim that is refused would rather wait."""
+    return bool(answer.refusals) and any(claims[place].patience for place in answer.refusals)
 
 
-def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool) -> Answer:
+def acquire(store: Store | Several, claims: Sequence[Claim], report: bool) -> Answer:
     """Ask a store for claims, and wait in line where the claims' layers allow it."""
     if store.lines:
         store.lines.announce(claims)
     answer = store.acquire(claims, report=report)
-    if not _may_wait(answer, patience):
+    if not _may_wait(answer, claims):
         return answer
     bell = ThreadBell()
-    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    flow = wait_for_room(store.lines, claims, answer, bell)
     try:
         step = next(flow)
         while True:
@@ -305,17 +301,15 @@ def acquire(store: Store | Several, claims: Sequence[Claim], patience: Sequence[
         flow.close()
 
 
-async def acquire_async(
-    store: Store | Several, claims: Sequence[Claim], patience: Sequence[int], report: bool
-) -> Answer:
+async def acquire_async(store: Store | Several, claims: Sequence[Claim], report: bool) -> Answer:
     """The twin of `acquire` for tasks: it waits without blocking the event loop."""
     if store.lines:
         store.lines.announce(claims)
     answer = await store.acquire_async(claims, report=report)
-    if not _may_wait(answer, patience):
+    if not _may_wait(answer, claims):
         return answer
     bell = TaskBell()
-    flow = wait_for_room(store.lines, claims, patience, answer, bell)
+    flow = wait_for_room(store.lines, claims, answer, bell)
     try:
         step = next(flow)
         while True:

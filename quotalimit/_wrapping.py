@@ -14,10 +14,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from pickle import PicklingError
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, Final
 
 import wrapt
 
+from quotalimit._arguments import compile_call
 from quotalimit._generators import drive, drive_async, first, first_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
@@ -57,13 +58,16 @@ class GuardedDescriptor(Guarded):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         function = self.__wrapped__
-        if type(function) is FunctionType:
-            return self if instance is None else MethodType(self, instance)
         bound = function.__get__(instance, owner)
         subject = getattr(bound, "__self__", instance)
         if subject is None or bound is function or isinstance(function, staticmethod):
             return self
         return BoundGuarded(self, subject, bound)
+
+
+def _get_method(self: Guarded, instance: Any, _owner: type | None = None) -> Any:
+    """The `__get__` of a guarded plain function."""
+    return self if instance is None else MethodType(self, instance)
 
 
 class BoundGuarded(wrapt.ObjectProxy):  # type: ignore[type-arg]
@@ -95,21 +99,20 @@ def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer
         inner = function._self_guard.layers
         function = function.__wrapped__
     guard = Guard(function, (make_layer(function, inner), *inner))
-    call = _caller(function, guard, function)
 
     if hasattr(type(function), "__get__"):
 
         class GuardedFunction(GuardedDescriptor):
-            def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-                return call(*args, **kwargs)
+            __call__ = staticmethod(_common_caller(function, guard) or _caller(function, guard, function))
+            if type(function) is FunctionType:
+                __get__ = _get_method  # type: ignore[assignment]
 
         return GuardedFunction(function, guard)
 
     class GuardedCall(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
         """The `__call__` of a callable object, which looks as it did."""
 
-        def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-            return call(*args, **kwargs)
+        __call__ = staticmethod(_caller(function, guard, function))
 
     class GuardedObject(Guarded):
         __call__ = GuardedCall(function.__call__)
@@ -137,14 +140,45 @@ def guards_of(function: Any) -> list[Guard]:
 
 
 def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]) -> Caller:
-    """What happens at a call, by the kind of function that `kind` is."""
+    """The `__call__` of a wrapper, by the kind of function that `kind` is."""
     if _is_kind(kind, inspect.isasyncgenfunction):
         return _async_generator_caller(function, guard)
     if _is_kind(kind, inspect.iscoroutinefunction):
-        return _coroutine_caller(function, guard)
+        return _returning(_coroutine_caller(function, guard))
     if _is_kind(kind, inspect.isgeneratorfunction):
         return _generator_caller(function, guard)
     return _function_caller(function, guard)
+
+
+_COMMON_CALL: Final = """\
+{async}def {{title}}({{parameters}}):
+    {{_}}key = {{answer}}
+    {{_}}verdict = {{_}}limiter.gate({{_}}key)
+    if {{_}}verdict is not True:
+        if {{_}}verdict is not False:
+            raise {{_}}exceeded({{_}}verdict, {{_}}key)
+        {await}{{_}}admit({{_}}key)
+    return {await}{{_}}function({{arguments}})
+"""
+
+
+def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
+    """What happens at a call of a plain function of which every call is common.
+
+    It is the one fast path: written out with the function's own parameters, so that nothing is packed and unpacked,
+    and leading through nothing but the gate of the limiter. What that does not decide goes the way of all others.
+    """
+    limiter = guard.common
+    if limiter is None or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return None
+    coroutine = inspect.iscoroutinefunction(function)
+    template = _COMMON_CALL.format_map(
+        {"async": "async ", "await": "await "} if coroutine else {"async": "", "await": ""}
+    )
+    admit = guard.admit_common_async if coroutine else guard.admit_common
+    names = {"limiter": limiter, "exceeded": limiter.exceeded, "admit": admit, "function": function}
+    call = compile_call(function, guard.questions, template, names)
+    return call if call is None or not coroutine else _returning(call)
 
 
 def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:
@@ -172,6 +206,11 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
         return result
 
     return call
+
+
+def _returning(call: Caller) -> Caller:
+    """A plain function for an async one: a `__call__` that is async would look like that of a callable object."""
+    return lambda *args, **kwargs: call(*args, **kwargs)
 
 
 def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:

@@ -8,7 +8,7 @@ def now() -> int:
 
     `time.time` is looked up at each call, so that freezegun and time-machine work as they are.
     """
-    return round(time.time() * 1e6)
+    return (time.time() * 1e6).__round__()  # what `round` calls, in half the time
 
 
 def monotonic() -> float:

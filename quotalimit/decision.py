@@ -22,24 +22,30 @@ Reason: TypeAlias = Literal["exhausted", "busy", "too_large"]
 `"too_large"`: it asks for more than the limit can ever hold; `retry_after` is None.
 """
 
+Unit: TypeAlias = Literal["requests", "tokens"]
+"""What a limit counts: a rate limiter requests, a token budget tokens."""
+
 
 class Decision:
     """A store's answer about one limit: whether the call is admitted, and what is left. True if it is.
 
-    `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted.
+    `requested`, `used` and `remaining` are units; `used` counts open holds, and this call if it was admitted. `unit`
+    is what they are, `policy` what headers call the limit: its name, and its rate too where others share the name.
     `settlement` says what a token budget charged a decorated call in the end, once it has ended. `wait_us` is
-    `retry_after` in microseconds.
+    `retry_after` in microseconds, `reset_us` is `reset_at` in microseconds since 1970.
     """
 
     __slots__ = (
-        "_reset",
         "allowed",
         "limit",
         "name",
+        "policy",
         "reason",
         "remaining",
         "requested",
+        "reset_us",
         "settlement",
+        "unit",
         "used",
         "wait_us",
     )
@@ -56,6 +62,8 @@ class Decision:
         reason: Reason | None,
     ) -> None:
         self.name: str = name
+        self.policy: str = name
+        self.unit: Unit = "requests"
         self.limit: Rate = limit
         self.requested: int = requested
         self.used: int = used
@@ -64,7 +72,7 @@ class Decision:
         self.allowed: bool = reason is None
         self.settlement: Settlement | None = None
         self.wait_us: int | None = wait
-        self._reset: int = reset
+        self.reset_us: int = reset
 
     @property
     def retry_after(self) -> float | None:
@@ -82,7 +90,7 @@ class Decision:
         from datetime import datetime, timedelta
 
         try:
-            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._reset)
+            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.reset_us)
         except OverflowError:  # a debt of more than eight thousand years
             return datetime.max.replace(tzinfo=UTC)
 
@@ -94,10 +102,11 @@ class Decision:
             self.used,
             self.remaining,
             self.wait_us,
-            self._reset,
+            self.reset_us,
             self.reason,
         )
-        return Decision, made_of, (None, {"settlement": self.settlement})
+        known_later = {"settlement": self.settlement, "policy": self.policy, "unit": self.unit}
+        return Decision, made_of, (None, known_later)
 
     def __bool__(self) -> bool:
         return self.allowed
@@ -106,7 +115,7 @@ class Decision:
         return isinstance(other, Decision) and all(getattr(self, s) == getattr(other, s) for s in self.__slots__)
 
     def __hash__(self) -> int:
-        return hash((self.name, self.limit, self.used, self.wait_us, self._reset))
+        return hash((self.name, self.limit, self.used, self.wait_us, self.reset_us))
 
     def __repr__(self) -> str:
         verdict = "admitted" if self.allowed else self.reason
@@ -141,6 +150,5 @@ def collect_decisions() -> Generator[list[Decision]]:
             pass
 
 
-def collectors() -> tuple[list[Decision], ...]:
-    """The lists of the `collect_decisions` blocks that are open."""
-    return _seen.get()
+collectors: Final = _seen.get
+"""The lists of the `collect_decisions` blocks that this call is made in."""

@@ -36,7 +36,7 @@ class LimitExceeded(QuotaLimitError):
     """
 
     def __init__(self, decision: Decision, key: Key, violations: tuple[Decision, ...] = ()) -> None:
-        super().__init__()
+        self.args = ()  # no key: whoever logs an exception may log its arguments
         self.decision = decision
         self.key = key
         self.violations: tuple[Decision, ...] = violations or (decision,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from quotalimit.amounts import units_or_none
@@ -24,7 +24,10 @@ _CAPS: Final = (
     "num_predict",
 )
 _COPIES: Final = ("n", "candidate_count", "candidateCount")
-_MOST_PARTS: Final = 10_000
+_MOST_ITEMS: Final = 1_000_000
+_MOST_CONTAINERS: Final = 100_000
+_DEEPEST: Final = 10_000
+_NO_TEXT: Final = frozenset((str, int, float, bool, type(None)))
 
 _TEXT_FIELDS: Final = frozenset((
     # What was said: content of messages and of stream chunks, as each provider names it.
@@ -40,6 +43,10 @@ _TEXT_FIELDS: Final = frozenset((
 
 _FREE: Final = frozenset(("arguments", "args", "input"))
 """The fields of which all that is inside was written by the model, whatever it is called."""
+
+_BEDROCK_EVENTS: Final = frozenset(("messageStart", "messageStop", "contentBlockStop", "metadata"))
+_EVENTS: Final = ("ping", "content_block_start", "content-end", "tool-call-end")
+"""The types of Anthropic's and Cohere's events that have none of these fields."""
 
 _TOOL_PARTS: Final = ("tool_use", "input_json_delta")
 
@@ -95,46 +102,61 @@ def _repeats(kind: str, item: object) -> bool:
     return field(item, "snapshot") is not None
 
 
-_Part: TypeAlias = tuple[object, frozenset[str] | None, bool]
-"""A value, the fields to read of it, and whether it is the outermost: one that need not have such fields."""
+_Part: TypeAlias = tuple[object, frozenset[str] | None, bool, int]
+"""A value, the fields to read of it, whether it is the outermost, which need not have such fields, and its depth."""
 
 
 def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[str | bytes]:
     """The strings in values, at any depth; where `names` are given, of what has such fields in those alone.
 
-    Each container is looked at once and ten thousand parts at most, so that hostile input cannot keep it busy. Only
-    what an object holds is read, never a property: a mock would make up more for ever.
+    Each container is looked at once, and what is beyond a hundred thousand containers, ten thousand levels or a million
+    items in one list is not, so that hostile input keeps it busy for a second at most. Only what an object
+    holds is read, never a property: a mock would make up more for ever.
     """
-    todo: list[_Part] = [(value, names, True) for value in values]
+    todo: list[_Part] = [(value, names, True, 0) for value in values]
     seen: set[int] = set()
-    while todo and len(seen) < _MOST_PARTS:
-        value, names, outermost = todo.pop()
+    while todo:
+        value, fields, outermost, depth = todo.pop()
         if isinstance(value, str) or type(value) is bytes:
             yield value
             continue
         if value is None or isinstance(value, (bool, int, float)) or id(value) in seen:
             continue
+        if len(seen) >= _MOST_CONTAINERS or depth > _DEEPEST:
+            continue
         seen.add(id(value))
         try:
-            todo.extend(_inside(value, names, outermost))
+            todo.extend(_inside(value, fields, outermost, depth + 1))
         except Exception:  # a foreign container may do anything; what cannot be read is no text
             continue
 
 
-def _inside(value: object, names: frozenset[str] | None, outermost: bool) -> Iterable[_Part]:
+def _inside(value: object, names: frozenset[str] | None, outermost: bool, depth: int) -> Iterable[_Part]:
     if isinstance(value, (list, tuple)):
-        return [(item, names, outermost) for item in value[:_MOST_PARTS]]
+        return [(item, names, outermost, depth) for item in (value if len(value) < 1_000 else _condensed(value))]
     if isinstance(value, Mapping):
         told = _told(value, names) if names else []
-        if not told and (names is None or outermost):
-            return [(inner, None, False) for inner in value.values()]
+        if not told and (names is None or (outermost and not _is_event(value))):
+            return [(inner, None, False, depth) for inner in value.values()]
     else:
         fields = getattr(value, "__dict__", None)
         extra = getattr(value, "__pydantic_extra__", None)
         if not isinstance(fields, Mapping):
             return ()
         told = _told({**fields, **extra} if isinstance(extra, dict) else fields, _TEXT_FIELDS)
-    return [(inner, None if name in _FREE else names, False) for name, inner in told]
+    return [(inner, None if name in _FREE else names, False, depth) for name, inner in told]
+
+
+def _condensed(items: Sequence[object]) -> list[object]:
+    """What may have text of a long list: its strings as one, and what is no plain value."""
+    items = items[:_MOST_ITEMS]
+    text = "".join([item for item in items if type(item) is str])
+    return [text, *[item for item in items if type(item) not in _NO_TEXT][:_MOST_CONTAINERS]]
+
+
+def _is_event(item: Mapping[str, object]) -> bool:
+    """Whether a dict is an event of a stream, though it has no text: Bedrock's, and others off the wire."""
+    return item.keys() <= _BEDROCK_EVENTS or item.get("type") in _EVENTS
 
 
 def _told(fields: Mapping[str, object], names: frozenset[str]) -> list[tuple[str, object]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from quotalimit.errors import LimitExceeded
-from quotalimit.providers import field, read_usage
+from quotalimit.providers import field, fields_of, read_usage
 from quotalimit.usage import Usage
 
 
@@ -26,12 +27,38 @@ KEEP: Final = Verdict.KEEP
 Failure: TypeAlias = Usage | float | Literal[Verdict.RELEASE, Verdict.KEEP] | None
 
 
+_NEVER_SENT: Final = frozenset((
+    "ConnectError", "ConnectTimeout", "PoolTimeout", "WriteError", "WriteTimeout", "LocalProtocolError",  # httpx
+    "NewConnectionError", "ConnectTimeoutError",  # urllib3
+    "EndpointConnectionError",  # boto3
+    "ClientConnectorError", "ConnectionTimeoutError",  # aiohttp
+))  # fmt: skip
+"""Errors of HTTP clients by which the request, or the end of it, never reached the provider."""
+
+_ANSWERED: Final = frozenset((
+    "ContentFilterFinishReasonError",  # of OpenAI's parse(): what was written is withheld
+    "APIResponseValidationError", "ResponseValidationError",  # OpenAI, Anthropic; Mistral: it cannot be read
+    "RemoteProtocolError", "ReadError", "DecodingError",  # httpx: the connection broke while the answer was awaited
+    "ProtocolError", "ChunkedEncodingError",  # urllib3, requests
+    "ConnectionClosedError",  # boto3
+    "ServerDisconnectedError", "ClientOSError", "ClientPayloadError",  # aiohttp
+    "ConnectionResetError", "IncompleteRead",  # Python's own
+))  # fmt: skip
+"""Errors after the request was sent, by which an answer that was perhaps written, and billed, is lost."""
+
+_GAVE_UP_WAITING: Final = (408, 504, 524)
+"""HTTP statuses of a gateway that no longer waits for a model which may write on."""
+
+
 def read_error(error: BaseException) -> Usage | Verdict:
     """The usage that an exception reports, else a verdict.
 
-    OpenAI's `LengthFinishReasonError` reports it in `completion`, Instructor's exceptions in `total_usage`. Time-outs
-    and whatever ends a call from outside (cancellation, `KeyboardInterrupt`) keep the hold: the provider may have gone
-    on to the end. Everything else, and a nested `LimitExceeded`, releases it.
+    OpenAI's `LengthFinishReasonError` reports it in `completion`, Instructor's exceptions in `total_usage`. Whatever
+    may have lost an answer that was written keeps the hold: time-outs (408 and 504 too), a connection that broke after
+    the request was sent, an answer that was filtered or could not be read, and what ends a call from outside
+    (cancellation, `KeyboardInterrupt`). Everything else releases it: other answers of the server, a connection that was
+    not made, a nested `LimitExceeded`, and the function's own exceptions; if one of these comes after a model's answer,
+    `record_usage` that first. An exception is known by what it was raised from, too.
     """
     usage = read_usage(field(error, "completion")) or read_usage(field(error, "total_usage"))
     if usage is not None:
@@ -40,6 +67,42 @@ def read_error(error: BaseException) -> Usage | Verdict:
         return RELEASE
     if isinstance(error, BaseExceptionGroup):  # of a TaskGroup
         return KEEP if any(read_error(one) is not RELEASE for one in error.exceptions) else RELEASE
-    if isinstance(error, TimeoutError) or not isinstance(error, Exception):
-        return KEEP
-    return KEEP if any("Timeout" in kind.__name__ for kind in type(error).__mro__) else RELEASE
+    return KEEP if _may_have_billed(error) else RELEASE
+
+
+def _may_have_billed(error: BaseException) -> bool:
+    may_have = False
+    for each in _causes(error):
+        names = {kind.__name__ for kind in type(each).__mro__}
+        if names & _NEVER_SENT:
+            return False
+        may_have = (
+            may_have
+            or not isinstance(each, Exception)
+            or isinstance(each, TimeoutError)
+            or any("Timeout" in name for name in names)
+            or bool(names & _ANSWERED)
+            or _status(each) in _GAVE_UP_WAITING
+        )
+    return may_have
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what it says that it was raised from. What merely came before it may be another call's."""
+    seen: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in seen:
+        yield each
+        seen.append(each)
+        inside = (argument for argument in each.args if isinstance(argument, BaseException))  # as requests has it
+        each = each.__cause__ or next(inside, None)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an exception carries, in its own field or in that of its response."""
+    response = fields_of(field(error, "response"))
+    boto3 = field(response.get("ResponseMetadata"), "HTTPStatusCode")
+    for status in (field(error, "status_code"), field(error, "code"), response.get("status_code"), boto3):
+        if isinstance(status, int):
+            return status
+    return None

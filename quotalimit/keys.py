@@ -17,6 +17,9 @@ Part: TypeAlias = str | int | bytes | UUID | Enum
 Key: TypeAlias = Part | tuple[Part, ...]
 """Whose call it is: what a key function returns."""
 
+PLAIN: Final = frozenset((str, int))
+"""The types of keys that are their own identity."""
+
 Identity: TypeAlias = Hashable
 """A checked key in the form in which it is counted: two equal identities are the same person."""
 
@@ -31,8 +34,7 @@ def identify(key: object) -> Identity:
     and so equals neither. `1` and `"1"`, `("a/b", "c")` and `("a", "b/c")`, an enum member and its value are different
     people.
     """
-    kind = type(key)
-    if kind is str or kind is int:
+    if type(key) in PLAIN:
         return key
     if isinstance(key, (Enum, bool)):
         return encode(key)

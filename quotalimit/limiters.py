@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from quotalimit._waiting import FOREVER, acquire, acquire_async
 from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
-from quotalimit.decision import Decision, collectors, slowest
+from quotalimit.decision import Decision, Unit, collectors, slowest
 from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
 from quotalimit.keys import Identity, Key, identify
 from quotalimit.rate import SECOND, Rate
@@ -81,6 +81,9 @@ class Limiter:
 
     exceeded: ClassVar[type[LimitExceeded]]
     """What is raised past a limit."""
+
+    unit: ClassVar[Unit]
+    """What the limits count."""
 
     default_algorithm: ClassVar[type[SlidingWindow | CalendarWindow]]
     """What a limit written as a string, or as a bare `Rate`, means."""
@@ -160,15 +163,24 @@ class Limiter:
             with _binding:
                 binding = self.binding
                 if binding is None:
-                    binding = self.binding = Binding(self, self._own_store or follow(self))
+                    binding = Binding(self, self._own_store or follow(self))
+                    if len(binding.places) == 1:
+                        self.gate = binding.store.gate(*binding.places[0])  # type: ignore[method-assign,assignment]
+                    self.binding = binding
         return binding
+
+    def gate(self, key: Key) -> Decision | bool:
+        """The store's gate, for a limiter of one limit: see `Store.gate`. This one stands here until it is bound."""
+        self.bound()
+        return self.gate(key) if "gate" in self.__dict__ else False
 
     def unbind(self) -> None:
         """Look for the store anew at the next call: the default has changed."""
         with _binding:
             self.binding = None
+            self.__dict__.pop("gate", None)
 
-    def _claims(self, key: Key, need: int, cost: int) -> tuple[Store, list[Claim]]:
+    def _claims(self, key: Key, need: int, cost: int, patience: int = 0) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
         if self.tiers is not None:
             raise InvalidLimit(
@@ -177,17 +189,30 @@ class Limiter:
             )
         identity = identify(key)
         binding = self.bound()
-        return binding.store, [Claim(counts, identity, limit, need, cost, False) for counts, limit in binding.places]
+        claims = [Claim(counts, identity, limit, need, cost, False) for counts, limit in binding.places]
+        for claim in claims:
+            claim.patience = patience
+        return binding.store, claims
 
     def refusal(self, key: Key, answer: Answer) -> LimitExceeded:
         """The exception for a refused call of one limiter."""
         violations = tuple(answer.refusals.values())
         return self.exceeded(slowest(violations), key, violations)
 
+    def label(self, decisions: Iterable[Decision], *, alone: bool | None = None) -> None:
+        """Say on decisions what this limiter counts, and which of its limits each is about if it is not alone."""
+        alone = len(self.limits) == 1 if alone is None else alone
+        for decision in decisions:
+            decision.unit = self.unit
+            if not alone:
+                decision.policy = f"{decision.name} {decision.limit}"
+
     def peek(self, key: Key) -> Decision:
         """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
         store, claims = self._claims(key, 1, 0)
-        return slowest(store.peek(claims))
+        decisions = store.peek(claims)
+        self.label(decisions)
+        return slowest(decisions)
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
@@ -210,14 +235,16 @@ class Limiter:
         return store, [(counts, identity) for counts in store.names.all_of(self)]
 
     def _acquire(self, key: Key, units: int, wait: float) -> Decision:
-        store, claims = self._claims(key, units, units)
-        return self._answered(key, acquire(store, claims, [patience_of(wait)] * len(claims), True))
+        store, claims = self._claims(key, units, units, patience_of(wait))
+        return self._answered(key, acquire(store, claims, True))
 
     async def _acquire_async(self, key: Key, units: int, wait: float) -> Decision:
-        store, claims = self._claims(key, units, units)
-        return self._answered(key, await acquire_async(store, claims, [patience_of(wait)] * len(claims), True))
+        store, claims = self._claims(key, units, units, patience_of(wait))
+        return self._answered(key, await acquire_async(store, claims, True))
 
     def _answered(self, key: Key, answer: Answer) -> Decision:
+        self.label(answer.decisions)
+        self.label(answer.refusals.values())
         hand_over(list(answer.refusals.values()) or answer.decisions)
         if answer.refusals:
             raise self.refusal(key, answer)
@@ -235,6 +262,7 @@ class RateLimiter(Limiter):
     """
 
     exceeded = RateLimitExceeded
+    unit = "requests"
     default_algorithm = SlidingWindow
 
     def allow(self, key: Key, cost: float = 1) -> bool:
@@ -270,6 +298,7 @@ class TokenBudget(Limiter):
     """
 
     exceeded = TokenBudgetExceeded
+    unit = "tokens"
     default_algorithm = CalendarWindow
 
     def charge(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:

@@ -8,22 +8,25 @@ from numbers import Real
 from typing import Final
 
 from quotalimit.amounts import units_or_none
-from quotalimit.providers import REPORTS, field, read_usage
+from quotalimit.providers import REPORTS, fields_of, read_usage
 from quotalimit.usage import Reading
+
+_MOST_LATEST: Final = 100
 
 
 class Recorder:
     """The usage recorded while a call runs, each source once, and the call that it runs in."""
 
-    __slots__ = ("_sources", "enclosing", "finished", "recorded", "records")
+    finished = False
+
+    records = True
+    """Whether a token budget is among the call's layers."""
 
     def __init__(self, enclosing: Recorder | None) -> None:
         self.enclosing = enclosing
-        self.finished = False
-        self.records = True
-        """Whether a token budget is among the call's layers."""
         self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
         self._sources: dict[int, object] = {}
+        self._latest: dict[int, object] = {}
 
     def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
         """Add a reading, unless one of its sources has been read before."""
@@ -36,9 +39,37 @@ class Recorder:
         for source in sources:
             self._sources[id(source)] = source
 
-    def knows(self, sources: Iterable[object]) -> bool:
+    def remember_latest(self, sources: Iterable[object]) -> None:
+        """Know what usage was read from, and forget what it was read from long before.
+
+        An item of a stream is recorded soon after it was yielded, if at all, and there may be a million of them.
+        """
+        for source in sources:
+            self._latest[id(source)] = source
+        while len(self._latest) > _MOST_LATEST:
+            del self._latest[next(iter(self._latest))]
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether usage has been read from anything."""
+        return bool(self._sources or self._latest)
+
+    def forget(self) -> None:
+        """Let go of what was recorded and read."""
+        self.recorded.clear()
+        self._sources.clear()
+        self._latest.clear()
+
+    @property
+    def latest(self) -> tuple[object, ...]:
+        """What usage was read from last."""
+        return tuple(self._latest.values())
+
+    def knows(self, sources: tuple[object, ...]) -> bool:
         """Whether usage has been read from one of these objects."""
-        return any(id(source) in self._sources for source in sources)
+        if not sources or not self.has_sources:
+            return False
+        return any(id(source) in self._sources or id(source) in self._latest for source in sources)
 
 
 _running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)
@@ -95,5 +126,9 @@ def sources_of(result: object) -> tuple[object, ...]:
     """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
     if result is None or isinstance(result, (str, bytes, int, float)):
         return ()
-    reported = field(result, *REPORTS)
-    return (result,) if reported is None or isinstance(reported, (int, float)) else (result, reported)
+    fields = fields_of(result)
+    for name in REPORTS:
+        reported = fields.get(name)
+        if reported is not None:
+            return (result,) if isinstance(reported, (int, float)) else (result, reported)
+    return (result,)

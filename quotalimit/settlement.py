@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 Source: TypeAlias = Literal["reported", "recorded", "reserved", "estimated", "released"]
 """How the usage of a call is known.
@@ -13,8 +12,7 @@ did, and its `reserve` was charged. `"estimated"`: from its text. `"released"`: 
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What one call was charged on one token budget, in units.
 
     `used` is what the call used, `charged` what of that was charged here and not already inside, by nested calls on

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from operator import add
 from typing import NamedTuple, TypeAlias
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class _Counts(NamedTuple):
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+
+
+class Usage(_Counts):
     """The tokens that a call processed, each counted once.
 
     `input_tokens` has all that was read, from and into caches too, of which `cache_read_tokens` and
@@ -15,31 +23,34 @@ class Usage:
     `total_tokens` is what the provider reports, and at least input + output.
     """
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-    reasoning_tokens: int = 0
-    total_tokens: int = 0
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        both = self.input_tokens + self.output_tokens
-        if self.total_tokens < both:
-            object.__setattr__(self, "total_tokens", both)
+    def __new__(
+        cls,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        total_tokens: int = 0,
+    ) -> Usage:
+        both = input_tokens + output_tokens
+        total = both if total_tokens < both else total_tokens
+        counts = (input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens, total)
+        return tuple.__new__(cls, counts)
 
     @property
     def is_known(self) -> bool:
         """Whether every count is a whole number and none is negative: anything else is unknown usage."""
-        counts = (self.input_tokens, self.output_tokens, self.cache_read_tokens, self.cache_write_tokens)
-        return all(type(count) is int and count >= 0 for count in (*counts, self.reasoning_tokens, self.total_tokens))
+        return all(type(count) is int and count >= 0 for count in self)
 
-    def __add__(self, other: Usage) -> Usage:
+    def __add__(self, other: Usage) -> Usage:  # type: ignore[override]
         """The usage of two calls."""
-        return Usage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Usage(*map(add, self, other)) if isinstance(other, Usage) else NotImplemented
 
     def __or__(self, other: Usage) -> Usage:
         """The usage of one call of which both are running totals: of each count the greater."""
-        return Usage(*(max(mine, its) for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Usage(*map(max, self, other)) if isinstance(other, Usage) else NotImplemented
 
 
 Reading: TypeAlias = Usage | int
@@ -67,47 +78,62 @@ class Fold:
     count, for some items leave out what others have told; different responses add up.
     """
 
-    __slots__ = ("_added", "_beside", "_response", "_running", "_units", "opened", "told")
+    told = False
+    """Whether anything was told."""
 
-    def __init__(self) -> None:
-        self.told = False
-        self.opened = False
-        """Whether what was told last was told before the answer was written."""
-        self._beside = False
-        self._units: int | None = None
-        self._added: Usage | None = None
-        self._running: Usage | None = None
-        self._response: str | None = None
+    opened = False
+    """Whether what was told last was told before the answer was written."""
+
+    _beside = False
+    _units: int | None = None
+    _added: Usage | None = None
+    _running: Usage | None = None
+    _response: str | None = None
 
     def add(self, report: Report | int, known: bool = False) -> None:
         """Add what a result or an item told; nothing if that is known from elsewhere."""
         self.told = True
-        self.opened = isinstance(report, Report) and report.opens
-        self._beside |= self.opened
+        if isinstance(report, int):
+            self.opened = False
+            if not known:
+                self._units = report + (self._units or 0)
+            return
+        usage, response, adds, self.opened = report
+        self._beside = self._beside or self.opened
         if known:
             return
-        if isinstance(report, int):
-            self._units = report + (self._units or 0)
-        elif report.adds:
-            self._added = self._added + report.usage if self._added else report.usage
-        elif self._running is None or (report.response and self._response and report.response != self._response):
-            if self._running is not None:
-                self._added = self._added + self._running if self._added else self._running
-            self._running, self._response = report.usage, report.response
+        running = self._running
+        if adds:
+            self._add(usage)
+        elif running is None or (response and self._response and response != self._response):
+            if running is not None:
+                self._add(running)
+            self._running, self._response = usage, response
         else:
-            self._running = _beside(self._running, report.usage) if self._beside else self._running | report.usage
-            self._response = report.response or self._response
+            self._running = _beside(running, usage) if self._beside else running | usage
+            self._response = response or self._response
+
+    def _add(self, usage: Usage) -> None:
+        self._added = usage if self._added is None else self._added + usage
 
     @property
     def readings(self) -> list[Reading]:
         """What was reported: at most one usage, and one number of units."""
-        usages = [usage for usage in (self._added, self._running) if usage is not None]
-        readings: list[Reading] = [usages[0] + usages[1] if len(usages) == 2 else usages[0]] if usages else []
-        return readings if self._units is None else [*readings, self._units]
+        if self._added is None or self._running is None:
+            usage = self._added or self._running
+        else:
+            usage = self._added + self._running
+        readings: list[Reading] = [] if usage is None else [usage]
+        if self._units is not None:
+            readings.append(self._units)
+        return readings
 
 
 def _beside(mine: Usage, its: Usage) -> Usage:
     """Running totals of one call, of which each may leave out the input, or what of it went through a cache."""
     both = mine | its
+    cached = both.cache_read_tokens + both.cache_write_tokens
     rest = max(usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens for usage in (mine, its))
-    return replace(both, input_tokens=rest + both.cache_read_tokens + both.cache_write_tokens, total_tokens=0)
+    return Usage(
+        rest + cached, both.output_tokens, both.cache_read_tokens, both.cache_write_tokens, both.reasoning_tokens
+    )

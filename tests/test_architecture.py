@@ -127,8 +127,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "failures", "recording", "settlement"},
     "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "limiters", "recording"},
     "_generators": {"_guard", "_calls", "recording"},
-    "_streams": {"_guard", "_calls", "_generators", "recording"},
-    "_wrapping": {"_guard", "_calls", "_layers", "_generators", "_streams", "recording"},
+    "_bodies": {"_calls", "_generators"},
+    "_streams": {"_bodies", "_guard", "_calls", "_generators", "recording"},
+    "_wrapping": {"_arguments", "_guard", "_calls", "_layers", "_generators", "_streams", "recording"},
     "holds": {*BASICS, *READERS, "_calls", "_guard", "_layers", "failures", "recording", "settlement"},
 }
 """What each module may import of ours; `decorators`, `__init__` and `__main__` may import anything."""
@@ -148,9 +149,12 @@ def test_a_module_imports_only_what_the_design_lets_it(module: str) -> None:
 
 
 def test_integrations_know_errors_and_decisions() -> None:
+    """And two small helpers; FastAPI's asks `limiters_of` which routes to document."""
+    known = {"errors", "decision", "clock", "keys"}
     for module in MODULES:
         if module.startswith("integrations"):
-            assert {own for own in OWN[module] if not own.startswith("integrations")} <= {"errors", "decision"}
+            more = {"decorators"} if module == "integrations.fastapi" else set[str]()
+            assert {own for own in OWN[module] if not own.startswith("integrations")} <= known | more
 
 
 def test_errors_decision_rate_keys_and_clock_import_each_other_downward_only() -> None:
@@ -202,10 +206,14 @@ def test_only_wrapping_imports_wrapt() -> None:
     ]
 
 
+FRAMEWORKS = ["django", "fastapi", "flask"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_at_run_time_nothing_is_imported_but_the_standard_library_and_wrapt(module: str) -> None:
     """Integrations import their framework, stores their driver, only when used."""
-    if module.startswith("integrations") or module in ("stores.sqlite", "stores.redis", "stores.links"):
+    drivers = ("stores.sqlite", "stores.redis", "stores.links")
+    if module.removeprefix("integrations.") in FRAMEWORKS or module in drivers:
         return
     allowed = sys.stdlib_module_names | {"wrapt"}
     assert {name for name in FOREIGN[module] if name.split(".")[0] not in allowed} == set()
@@ -299,6 +307,17 @@ def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     return {module.split(".")[0] for module in run.stdout.split()}
+
+
+@pytest.mark.parametrize("module", FRAMEWORKS)
+def test_an_integration_loads_its_own_framework_only(module: str) -> None:
+    loaded = loaded_by(f"import quotalimit.integrations.{module}") & {*FRAMEWORKS, "starlette"}
+    assert loaded == {"starlette" if module == "fastapi" else module}  # FastAPI itself is not needed
+
+
+def test_what_is_framework_neutral_loads_no_framework() -> None:
+    loaded = loaded_by("import quotalimit.integrations.http, quotalimit.integrations.client_address")
+    assert not loaded & {*FRAMEWORKS, "starlette"}
 
 
 def test_importing_quotalimit_loads_no_framework_no_sdk_and_no_driver() -> None:

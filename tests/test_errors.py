@@ -30,6 +30,7 @@ from quotalimit import (
     TokenBucket,
     TokenBudget,
     TokenBudgetExceeded,
+    collect_decisions,
     limiters_of,
     rate_limited,
     token_budget,
@@ -444,3 +445,33 @@ def test_rule_4_a_decision_over_several_limits(limits: tuple[str, ...], used: in
     else:
         assert str(limiter.acquire(SECRET).limit) == speaks
         assert limiter.peek(SECRET).used == 1
+
+
+# What headers need to know of a decision
+
+
+def test_decisions_say_what_they_count_and_which_limit_they_are_about() -> None:
+    @rate_limited("5/minute", "100/day", key="user", name="calls")
+    @token_budget("50/day", key="user", reserve=20, name="tokens")
+    def chat(user: str) -> Any:
+        return None
+
+    with collect_decisions() as seen:
+        chat("alice")
+    named = [("calls 5/minute", "requests"), ("calls 100/day", "requests"), ("tokens", "tokens")]
+    assert [(decision.policy, decision.unit) for decision in seen] == named
+    assert [(d.policy, d.unit) for d in pickle.loads(pickle.dumps(seen))] == named
+
+    chat("alice")
+    with pytest.raises(TokenBudgetExceeded) as of_tokens:
+        chat("alice")
+    assert [(d.policy, d.unit, d.name) for d in of_tokens.value.violations] == [("tokens", "tokens", "tokens")]
+
+
+def test_decisions_of_limiters_say_the_same() -> None:
+    limiter, budget = RateLimiter("1/minute", "100/day", name="calls"), TokenBudget("50/day", name="tokens")
+    assert (limiter.acquire("alice").policy, limiter.peek("alice").policy) == ("calls 1/minute", "calls 1/minute")
+    with pytest.raises(RateLimitExceeded) as refusal:
+        limiter.acquire("alice")
+    assert refusal.value.decision.policy == "calls 1/minute"
+    assert (budget.charge("alice", 1).policy, budget.peek("alice").unit) == ("tokens", "tokens")

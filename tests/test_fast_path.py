@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quotalimit import (
     CalendarWindow,
+    LimitExceeded,
     MemoryStore,
     RateLimitExceeded,
     SlidingWindow,
@@ -21,7 +22,10 @@ from quotalimit import (
     configure,
     limiters_of,
     rate_limited,
+    token_budget,
 )
+from quotalimit._waiting import Line
+from tests.helpers import reply
 
 LIMITS = [SlidingWindow("4/minute"), CalendarWindow("4/minute"), TokenBucket("4/minute", burst=2)]
 STEPS = st.sampled_from(
@@ -73,9 +77,75 @@ def test_what_is_special_is_left_to_the_general_path(special: str, default_store
                 ask("alice")
             assert len(seen) == 1
         elif special == "waiting":
-            lines = type(default_store.lines)
-            with mock.patch.multiple(lines, __bool__=lambda _: True, stands_at=lambda *_: True):
+            (limiter,) = limiters_of(ask)
+            place = (limiter.bound().places[0][0], "alice")
+            with mock.patch.dict(default_store.lines.standing, {place: Line()}):
                 ask("alice")
         else:
             ask(("alice", 1))
         assert acquire.called
+
+
+LAYERS = st.tuples(st.sampled_from(LIMITS), st.sampled_from(LIMITS), st.sampled_from([None, 0, 3]))
+CALLS = st.lists(
+    st.tuples(STEPS, st.sampled_from(["1.1.1.1", "2.2.2.2"]), st.sampled_from(["alice", 7]), st.integers(-1, 6)),
+    max_size=40,
+)
+
+
+@given(LAYERS, CALLS)
+@settings(deadline=None, max_examples=200)
+def test_several_layers_are_decided_and_settled_as_by_the_general_path(
+    layers: tuple[Any, Any, int | None], calls: list[tuple[int, str, Any, int]]
+) -> None:
+    """A call that used -1 fails; the others report what they used."""
+    by_ip, by_user, reserve = layers
+    configure(store=MemoryStore())
+
+    def decorated() -> Callable[..., Any]:
+        @rate_limited(by_ip, key="ip")
+        @rate_limited(by_user, key="user", refund_on=ConnectionError)
+        @token_budget(SlidingWindow("12/minute"), key="user", reserve=reserve)
+        def chat(ip: str, user: object, tokens: int) -> Any:
+            if tokens < 0:
+                raise ConnectionError
+            return reply(tokens)
+
+        return chat
+
+    fast, general = decorated(), decorated()
+    clock = [1_700_000_000_000_000]
+    with at(clock):
+        for step, ip, user, tokens in calls:
+            clock[0] += step
+            one = end_of(lambda: fast(ip, user, tokens))  # noqa: B023 - called at once
+            with collect_decisions():
+                other = end_of(lambda: general(ip, user, tokens))  # noqa: B023
+            assert one == other
+            for mine, its, key in zip(limiters_of(fast), limiters_of(general), (ip, user, user), strict=True):
+                assert mine.peek(key).used == its.peek(key).used
+
+
+def end_of(call: Callable[[], Any]) -> tuple[Any, ...]:
+    try:
+        call()
+    except LimitExceeded as refusal:
+        return (type(refusal), refusal.limit, refusal.reason, refusal.retry_after, refusal.used, refusal.reset_at)
+    except ConnectionError:
+        return ("failed",)
+    return ("admitted",)
+
+
+def test_common_calls_of_several_layers_do_not_ask_the_general_way(default_store: MemoryStore) -> None:
+    @rate_limited("9/minute", key="user")
+    @token_budget("90/minute", key="user")
+    def chat(user: str) -> Any:
+        return reply(3)
+
+    chat("alice")
+    with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
+        chat("alice")
+        assert not acquire.called
+        configure(store=MemoryStore())
+        chat("alice")
+    assert [limiter.peek("alice").used for limiter in limiters_of(chat)] == [1, 3]

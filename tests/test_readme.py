@@ -37,6 +37,11 @@ def test_every_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     namespace["test_the_21st_call_of_a_minute_is_refused"]()
 
 
+def test_the_web_service_is_the_one_that_is_tested_under_a_real_server() -> None:
+    example = README.parent / "tests" / "integrations" / "example_app.py"
+    assert example.read_text() in EXAMPLES
+
+
 def test_the_commands_are_the_ones_that_ci_runs() -> None:
     """`.ci/run` takes its test command from the README: there is exactly one."""
     commands = re.findall(r"^pip install .*pytest.*$", README.read_text(), re.MULTILINE)

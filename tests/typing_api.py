@@ -9,6 +9,10 @@ from datetime import datetime
 from typing import Literal, Protocol, assert_type
 from uuid import UUID
 
+from fastapi import FastAPI, Request
+from flask import Flask
+from starlette.applications import Starlette
+
 from quotalimit import (
     KEEP,
     RELEASE,
@@ -47,6 +51,8 @@ from quotalimit import (
     store_from_url,
     token_budget,
 )
+from quotalimit.integrations import fastapi as of_fastapi
+from quotalimit.integrations import flask as of_flask
 
 # Every kind of function keeps its type
 
@@ -283,3 +289,26 @@ except TokenBudgetExceeded as refused_tokens:
     exceeded: LimitExceeded = refused_tokens
 except (InvalidLimit, InvalidKey, StoreFull, StoreUnavailable, StoreError) as wrong:
     base: QuotaLimitError = wrong
+
+
+# Web frameworks
+
+
+def web(app: FastAPI, service: Starlette, site: Flask) -> None:
+    of_fastapi.install(app)
+    of_fastapi.install(service, x_ratelimit=True)
+    of_flask.install(site, x_ratelimit=True)
+
+
+@rate_limited("100/minute", key=of_fastapi.client_address("10.0.0.0/8", "unix", header="Forwarded"))
+async def endpoint(request: Request) -> str:
+    return "hello"
+
+
+@rate_limited("100/minute", key=of_flask.client_address("10.0.0.0/8"))
+def view(page: int) -> str:
+    return "hello"
+
+
+assert_type(view(1), str)
+checked: Callable[[Request], Awaitable[str]] = endpoint

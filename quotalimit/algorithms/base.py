@@ -55,6 +55,13 @@ class Algorithm(ABC):
     def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
         """Charge `cost` units now, whether they fit or not."""
 
+    def admit(self, state: State, now: int) -> State | None:
+        """Charge one unit if it fits, else return None and change nothing: `fits` and `take` in one step.
+
+        An algorithm may do that faster than the two.
+        """
+        return None if self.fits(state, 1, now) else self.take(state, 1, now)[0]
+
     @abstractmethod
     def adjust(self, state: State, mark: Mark, delta: int, now: int) -> State:
         """Add `delta` units to the charge taken at `mark`, or give some back; nothing once its window is gone."""

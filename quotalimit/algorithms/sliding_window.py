@@ -23,13 +23,15 @@ class SlidingWindow(Algorithm):
     their times (8 bytes a call); from the first other cost on, a `Log`. Its mark is the time of the charge.
     """
 
-    __slots__ = ("_period",)
+    __slots__ = ("_period", "_slack")
 
     kind = "sliding"
 
     def __init__(self, rate: Rate | str) -> None:
         super().__init__(rate)
         self._period = self._needs_fixed_period()
+        self._slack = max(8, self.capacity >> 3)
+        """How many calls out of the window are kept, so that they are dropped some at a time."""
 
     @property
     def period(self) -> int:
@@ -53,10 +55,9 @@ class SlidingWindow(Algorithm):
         if cost == 1 and (state is None or type(state) is array):
             if state is None:
                 return array("q", (now,)), now
+            if len(state) - self.capacity > self._slack:
+                del state[: min(len(state) - self.capacity, bisect_right(state, now - self._period))]
             state.append(now)
-            calls = len(state)
-            if not calls & 63 and state[calls >> 3] <= now - self._period:  # an eighth of it is out of the window
-                del state[: bisect_right(state, now - self._period)]
             return state, now
         if cost == 0 and (state is None or type(state) is array):
             return state, now
@@ -65,6 +66,18 @@ class SlidingWindow(Algorithm):
         log.trim(mark - self._period)
         log.add(mark, cost)
         return log, mark
+
+    def admit(self, state: State, now: int) -> State | None:
+        if type(state) is not array:
+            return super().admit(state, now)
+        spare = len(state) - self.capacity
+        if spare >= 0:
+            if state[spare] > now - self._period:
+                return None
+            if spare > self._slack:
+                del state[:spare]
+        state.append(now)
+        return state
 
     def adjust(self, state: State, mark: Mark, delta: int, now: int) -> State:
         log = Log.of(state)
@@ -87,13 +100,16 @@ class SlidingWindow(Algorithm):
         if state is None:
             return 0
         if type(state) is array:
-            return len(state) - bisect_right(state, now - self._period)
+            horizon = now - self._period
+            return len(state) if state[0] > horizon else len(state) - bisect_right(state, horizon)
         return int(state.since(now + state.shift - self._period))
 
     def whole_at(self, state: State, now: int) -> int:
+        if type(state) is array:
+            return max(now, int(state[-1]) + self._period)
         if self.used(state, now) == 0:
             return now
-        newest: int = state[-1] if type(state) is array else state.times[-1] - state.shift
+        newest: int = state.times[-1] - state.shift
         return newest + self._period
 
     def matters(self, state: State, now: int) -> bool:

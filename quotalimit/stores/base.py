@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
-from quotalimit.keys import Identity
+from quotalimit.keys import Identity, Key
 from quotalimit.stores.names import Names, Owner
 
 Counts: TypeAlias = Any
 """A store's place for the counts of one limit, one for each identity. Only the store looks inside."""
+
+
+Gate: TypeAlias = Callable[[Key], "Decision | bool"]
+"""What admits the common calls of one limit: see `Store.gate`."""
+
+Gates: TypeAlias = Callable[[Sequence[Key]], "list[Charge] | None"]
+"""What admits the common calls of several limits: see `Store.gates`."""
+
+
+class Ask(NamedTuple):
+    """What every common call asks of one limit: `need` units must fit, `cost` are taken, held or not."""
+
+    counts: Counts
+    limit: Algorithm
+    need: int
+    cost: int
+    holds: bool
 
 
 class Claim:
@@ -23,10 +40,15 @@ class Claim:
     `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
-    `ahead` are the units that all waiting calls need.
+    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call.
     """
 
-    __slots__ = ("ahead", "before", "cost", "counts", "heads", "holds", "identity", "lenders", "limit", "need")
+    # What few claims have is in the class, so that the others need not be given it.
+    lenders: Sequence[Charge] = ()
+    before: int = 0
+    heads: Sequence[tuple[int, int]] = ()
+    ahead: int = 0
+    patience: int = 0
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -35,10 +57,10 @@ class Claim:
         self.need = need
         self.cost = cost
         self.holds = holds
-        self.lenders: Sequence[Charge] = ()
-        self.before = 0
-        self.heads: Sequence[tuple[int, int]] = ()
-        self.ahead = 0
+
+
+NOTHING: Final[dict[Charge, int]] = {}
+"""What a charge borrowed that no lender stands behind."""
 
 
 class Charge:
@@ -57,7 +79,7 @@ class Charge:
         self.mark = mark
         self.taken = taken
         self.borrowed = borrowed
-        self.held = taken + sum(borrowed.values())
+        self.held = taken + sum(borrowed.values()) if borrowed else taken
         self.open = True
 
 
@@ -68,15 +90,13 @@ class Answer:
     decisions, `decisions` has those of all claims if the call asked for a report. `now` is the store's time.
     """
 
-    __slots__ = ("charges", "decisions", "new", "now", "refusals")
+    __slots__ = ("charges", "decisions", "now", "refusals")
 
     def __init__(self, now: int) -> None:
         self.now = now
         self.charges: list[Charge] = []
         self.refusals: dict[int, Decision] = {}
         self.decisions: list[Decision] = []
-        self.new: set[tuple[Counts, Identity]] = set()
-        """The places of which nothing was counted before."""
 
 
 class Store(ABC):
@@ -106,12 +126,20 @@ class Store(ABC):
         """The twin of `acquire`; a store that waits for I/O has its own."""
         return self.acquire(claims, not_before=not_before, report=report)
 
-    def admits(self, counts: Counts, identity: Identity, limit: Algorithm) -> bool:
-        """Take one unit that nothing holds, if it fits and nobody waits; False leaves it to `acquire`.
+    def gate(self, counts: Counts, limit: Algorithm) -> Gate:
+        """A faster way than `acquire` for the common call: one limit, one unit that nothing holds, nobody waits.
 
-        It decides as `acquire` does. A store that has no faster way than `acquire` need not have this.
+        It answers as `acquire` does: True if a call of the key is admitted and counted, the decision if it is
+        refused; False, with nothing done, if `acquire` is to be asked. A store that has no faster way need not have it.
         """
-        return False
+        return _no_gate
+
+    def gates(self, asks: Sequence[Ask]) -> Gates:
+        """The same for one key each of several limits, some of them held: the charges of a call that is admitted.
+
+        None, with nothing done, if `acquire` is to be asked, as it is about every refusal.
+        """
+        return _no_gates
 
     @abstractmethod
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
@@ -143,6 +171,14 @@ class Store(ABC):
     async def reset_async(self, places: Sequence[tuple[Counts, Identity]]) -> None:
         """The twin of `reset`."""
         self.reset(places)
+
+
+def _no_gate(_key: Key) -> bool:
+    return False
+
+
+def _no_gates(_keys: Sequence[Key]) -> None:
+    return None
 
 
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:

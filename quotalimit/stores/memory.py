@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm, State
-from quotalimit.decision import Decision
+from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
-from quotalimit.keys import Identity
-from quotalimit.stores.base import Answer, Charge, Claim, Store, decide
+from quotalimit.keys import PLAIN, Identity, Key
+from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide
 from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
+
+T = TypeVar("T")
 
 _STRIPES: Final = 1_024
 _SWEEP: Final = 4
@@ -44,58 +46,70 @@ class MemoryStore(Store):
         return counts
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
-        stripes = self._lock(claims)
-        try:
-            now = max(clock.now(), not_before)
-            answer = Answer(now)
-            states = [self._ask(claim, place, now, answer) for place, claim in enumerate(claims)]
-            if not answer.refusals:
-                for claim, state in zip(claims, states, strict=True):
-                    self._take(claim, state, now, answer, report)
-            return answer
-        finally:
-            _unlock(stripes)
+        stripes = self._stripes_of(claims)
+        if len(stripes) > 1:
+            return _locked(stripes, lambda: _acquire(claims, stripes, not_before, report))
+        with stripes[0].lock:
+            return _acquire(claims, stripes, not_before, report)
 
-    def admits(self, counts: MemoryCounts, identity: Identity, limit: Algorithm) -> bool:
-        if self.lines and self.lines.stands_at(counts, identity):
-            return False
-        stripe = self._stripes[hash(identity) % _STRIPES]
-        with stripe.lock:
-            if stripe.late:
-                stripe.settle()
-            now = clock.now()
-            state = counts.load(identity, now)
-            if state is None:
-                counts.make_room(now, 1)
-            else:
-                state = limit.redate(state, now)
-            if limit.fits(state, 1, now):
+    def gate(self, counts: MemoryCounts, limit: Algorithm) -> Gate:
+        stripes, standing, admit = self._stripes, self.lines.standing, limit.admit
+
+        def admits(key: Key) -> Decision | bool:
+            if type(key) not in PLAIN or collectors() or (standing and (counts, key) in standing):
                 return False
-            counts.save(identity, limit.take(state, 1, now)[0])
-            return True
+            stripe = stripes[hash(key) % _STRIPES]
+            with stripe.lock:
+                now = clock.now()
+                if stripe.late or now < stripe.latest:
+                    return False
+                stripe.latest = now
+                before = counts.young.get(key)
+                if before is None or not counts.swept_at <= now < counts.sweep_at:
+                    before = counts.load(key, now)
+                    if before is None:
+                        counts.make_room(now, 1)
+                after = admit(before, now)
+                if after is None:
+                    return False if key in counts.open else _refused(counts, key, limit, before, now)
+                if after is not before:
+                    counts.young[key] = after
+                return True
+
+        return admits
+
+    def gates(self, asks: Sequence[Ask]) -> Gates:
+        stripes, standing = self._stripes, self.lines.standing
+
+        def admits(keys: Sequence[Key]) -> list[Charge] | None:
+            if standing or collectors():
+                return None
+            places = set[int]()
+            for key in keys:
+                if type(key) not in PLAIN:
+                    return None
+                places.add(hash(key) % _STRIPES)
+            if len(places) > 1:
+                locked = [stripes[place] for place in sorted(places)]
+                return _locked(locked, lambda: _take_common(asks, keys, locked))
+            stripe = stripes[places.pop()]
+            with stripe.lock:
+                return _take_common(asks, keys, (stripe,))
+
+        return admits
 
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
-        stripes = self._lock(claims)
-        try:
-            now = clock.now()
-            answer = Answer(now)
-            for place, claim in enumerate(claims):
-                state = self._ask(claim, place, now, answer)
-                refusal = answer.refusals.get(place)
-                answer.decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
-            return answer.decisions
-        finally:
-            _unlock(stripes)
+        stripes = self._stripes_of(claims)
+        return _locked(stripes, lambda: _peek(claims, stripes))
 
     def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
-        for charge, used in settlements:
-            stripe = self._stripe(charge.identity)
-            stripe.late.append((charge, used))
-            if stripe.lock.acquire(blocking=False):
-                try:
-                    stripe.settle(wait=False)
-                finally:
-                    stripe.lock.release()
+        for settlement in settlements:
+            stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
+            if stripe.lock.locked():
+                stripe.late.append(settlement)
+            else:
+                with stripe.lock:
+                    stripe.settle(settlement, wait=False)
         if self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
@@ -111,85 +125,159 @@ class MemoryStore(Store):
     def _stripe(self, identity: Identity) -> Stripe:
         return self._stripes[hash(identity) % _STRIPES]
 
-    def _lock(self, claims: Sequence[Claim]) -> list[Stripe]:
-        """Lock the stripes of all identities, in one order for all callers."""
-        if len(claims) == 1:
-            locked = [self._stripe(claims[0].identity)]
-        else:
-            places = sorted({hash(claim.identity) % _STRIPES for claim in claims})
-            locked = [self._stripes[place] for place in places]
-        held: list[Stripe] = []
-        try:
-            for stripe in locked:
-                stripe.lock.acquire()
-                held.append(stripe)
-                if stripe.late:
-                    stripe.settle()
-        except BaseException:
-            _unlock(held)
-            raise
-        return locked
-
-    def _ask(self, claim: Claim, place: int, now: int, answer: Answer) -> State:
-        """The claim's state, as of now; adds a refusal to the answer if the claim does not fit."""
-        limit = claim.limit
-        state = claim.counts.load(claim.identity, now)
-        if state is not None:
-            dated = limit.redate(state, now)
-            if dated is not state:
-                claim.counts.save(claim.identity, dated)
-                state = dated
-        elif claim.cost or claim.holds:
-            answer.new.add((claim.counts, claim.identity))
-            claim.counts.make_room(now, sum(counts is claim.counts for counts, _ in answer.new))
-        refusal = refusal_of(claim, state, now, claim.counts.open.get(claim.identity, ()))
-        if refusal is not None:
-            answer.refusals[place] = refusal
-        return state
-
-    def _take(self, claim: Claim, state: State, now: int, answer: Answer, report: bool) -> None:
-        counts, cost = claim.counts, claim.cost
-        borrowed = lend(claim) if claim.lenders else {}
-        cost -= sum(borrowed.values())
-        if cost or claim.holds:
-            if claim.before:
-                state = counts.load(claim.identity, now)
-            state, mark = claim.limit.take(state, cost, now)
-            if state is not None:
-                counts.save(claim.identity, state)
-            if claim.holds:
-                charge = Charge(claim, mark, cost, borrowed)
-                counts.open.setdefault(claim.identity, set()).add(charge)
-                answer.charges.append(charge)
-        if report:
-            answer.decisions.append(decide(claim, state, now, 0, None))
+    def _stripes_of(self, claims: Sequence[Claim]) -> list[Stripe]:
+        """The stripes of all identities, in one order for all callers."""
+        identity = claims[0].identity
+        for claim in claims:
+            if claim.identity is not identity:
+                return [self._stripes[place] for place in sorted({hash(claim.identity) % _STRIPES for claim in claims})]
+        return [self._stripes[hash(identity) % _STRIPES]]
 
 
 class Stripe:
     """A lock for the identities that fall on it, and the settlements that came while it was taken.
 
     A finalizer may settle anywhere, even in the thread that holds the lock: so settling never waits for it. Whoever
-    takes the lock next settles what is late before anything else.
+    takes the lock next settles what is late before anything else. `latest` is the latest time at which anything was
+    counted: from then on, no state needs to be re-dated.
     """
 
-    __slots__ = ("late", "lock")
+    __slots__ = ("late", "latest", "lock")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.late: list[tuple[Charge, int]] = []
+        self.latest = 0
 
-    def settle(self, *, wait: bool = True) -> None:
-        """Close the charges in `late`, if need be at a later time. The lock must be held."""
+    def settle(self, *settlements: tuple[Charge, int], wait: bool = True) -> None:
+        """Close charges, and those in `late`, if need be at a later time. The lock must be held."""
+        now = clock.now()
+        has_stepped_back = now < self.latest
+        if not has_stepped_back:
+            self.latest = now
+        self.late += settlements
         for _ in range(len(self.late)):
-            charge, used = self.late.pop(0)
-            if charge.open and not _close(charge, used, wait):
-                self.late.append((charge, used))
+            charge, used = settlement = self.late.pop(0)
+            if charge.open and not _close(charge, used, now, has_stepped_back, wait):
+                self.late.append(settlement)
+
+
+def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
+    """Do something while all locks are held. Only `with` takes a lock so that no interrupt can leave it taken."""
+    with stripes[0].lock:
+        return do() if len(stripes) == 1 else _locked(stripes[1:], do)
+
+
+def _now(stripes: Sequence[Stripe], not_before: int = 0) -> tuple[int, bool]:
+    """The time at which stripes are asked, once all is settled, and whether a state may be newer than that."""
+    for stripe in stripes:
+        if stripe.late:
+            stripe.settle()
+    now = clock.now()
+    if now < not_before:
+        now = not_before
+    has_stepped_back = False
+    for stripe in stripes:
+        if now < stripe.latest:
+            has_stepped_back = True
+        else:
+            stripe.latest = now
+    return now, has_stepped_back
+
+
+def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int, report: bool) -> Answer:
+    """Take all claims, or none of them. The locks must be held."""
+    now, has_stepped_back = _now(stripes, not_before)
+    answer = Answer(now)
+    states: list[State] = []
+    for place, claim in enumerate(claims):
+        counts, identity = claim.counts, claim.identity
+        state = counts.load(identity, now)
+        if state is None:
+            if claim.cost or claim.holds:
+                _make_room(claims[: place + 1], now)
+        elif has_stepped_back:
+            state = counts.redate(identity, state, claim.limit, now)
+        states.append(state)
+        if claim.heads or claim.limit.fits(state, claim.need + claim.before, now):
+            refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
+            if refusal is not None:
+                answer.refusals[place] = refusal
+    if not answer.refusals:
+        for claim, state in zip(claims, states):  # noqa: B905 - a check costs a tenth of the loop
+            counts, identity, cost = claim.counts, claim.identity, claim.cost
+            borrowed = NOTHING
+            if claim.lenders:
+                borrowed = lend(claim)
+                cost -= sum(borrowed.values())
+            if cost or claim.holds:
+                if claim.before:
+                    state = counts.load(identity, now)
+                after, mark = claim.limit.take(state, cost, now)
+                if after is not state:
+                    counts.young[identity] = state = after
+                if claim.holds:
+                    charge = Charge(claim, mark, cost, borrowed)
+                    counts.hold(identity, charge)
+                    answer.charges.append(charge)
+            if report:
+                answer.decisions.append(decide(claim, state, now, 0, None))
+    return answer
+
+
+def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe]) -> list[Charge] | None:
+    """Take what common calls ask for, if it all fits and nothing is special. The locks must be held."""
+    now = clock.now()
+    for stripe in stripes:
+        if stripe.late or now < stripe.latest:
+            return None
+        stripe.latest = now
+    states: list[State] = []
+    for key, (counts, limit, need, _, _) in zip(keys, asks):  # noqa: B905 - a check costs a tenth of the loop
+        state = counts.load(key, now)
+        if state is None or limit.fits(state, need, now):
+            return None
+        states.append(state)
+    charges: list[Charge] = []
+    for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
+        after, mark = limit.take(state, cost, now)
+        if after is not state:
+            counts.young[key] = after
+        if holds:
+            charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
+            counts.hold(key, charge)
+            charges.append(charge)
+    return charges
+
+
+def _make_room(claims: Sequence[Claim], now: int) -> None:
+    """Check that the last of the claims, for which nothing is counted yet, may be counted. Raises `StoreFull`."""
+    counts = claims[-1].counts
+    new = {claim.identity for claim in claims if claim.counts is counts and counts.load(claim.identity, now) is None}
+    counts.make_room(now, len(new))
+
+
+def _peek(claims: Sequence[Claim], stripes: Sequence[Stripe]) -> list[Decision]:
+    now, has_stepped_back = _now(stripes)
+    decisions: list[Decision] = []
+    for claim in claims:
+        counts, identity = claim.counts, claim.identity
+        state = counts.load(identity, now)
+        if has_stepped_back and state is not None:
+            state = counts.redate(identity, state, claim.limit, now)
+        refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
+        decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
+    return decisions
+
+
+def _refused(counts: MemoryCounts, identity: Identity, limit: Algorithm, state: State, now: int) -> Decision:
+    return decide(Claim(counts, identity, limit, 1, 1, False), state, now, limit.fits(state, 1, now), "exhausted")
 
 
 class MemoryCounts:
     """The counts of one limit, one for each identity, in two generations.
 
-    States are used in `_young`. Once a period at most, it retires to `_old`; there each call looks at a few states
+    States are used in `young`. Once a period at most, it retires to `_old`; there each call looks at a few states
     and drops those that no longer matter, so that no thread and no long pause is needed. A state that is used moves
     back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations.
     """
@@ -200,11 +288,11 @@ class MemoryCounts:
         "_old",
         "_retire_at",
         "_slowest",
-        "_sweep_at",
-        "_swept_at",
-        "_young",
         "name",
         "open",
+        "sweep_at",
+        "swept_at",
+        "young",
     )
 
     def __init__(self, name: str, max_keys: int) -> None:
@@ -212,12 +300,12 @@ class MemoryCounts:
         self.open: dict[Identity, set[Charge]] = {}
         self._slowest: Algorithm | None = None
         self._max_keys = max_keys
-        self._young: dict[Identity, State] = {}
+        self.young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
         self._moving = threading.Lock()
         self._retire_at = 0
-        self._sweep_at = 0
-        self._swept_at = 0
+        self.sweep_at = 0
+        self.swept_at = 0
 
     def serve(self, limit: Algorithm) -> None:
         """Count for this limit too: limits of other amounts may share the counts, and the lowest clears last."""
@@ -226,9 +314,9 @@ class MemoryCounts:
                 self._slowest = limit
 
     def load(self, identity: Identity, now: int) -> State:
-        if not self._swept_at <= now < self._sweep_at:
-            self._sweep(now, _SWEEP)
-        state = self._young.get(identity)
+        if not self.swept_at <= now < self.sweep_at:
+            self.sweep(now)
+        state = self.young.get(identity)
         if state is None:
             with self._moving:
                 state = self._bring_back(identity)
@@ -236,7 +324,7 @@ class MemoryCounts:
 
     def try_load(self, identity: Identity) -> tuple[bool, State]:
         """The same without waiting for a sweep; False if that would be needed."""
-        state = self._young.get(identity)
+        state = self.young.get(identity)
         if state is not None:
             return True, state
         if not self._moving.acquire(blocking=False):
@@ -248,10 +336,33 @@ class MemoryCounts:
 
     def _bring_back(self, identity: Identity) -> State:
         state = self._old.pop(identity, None)
-        return self._young.get(identity) if state is None else self._young.setdefault(identity, state)
+        return self.young.get(identity) if state is None else self.young.setdefault(identity, state)
 
     def save(self, identity: Identity, state: State) -> None:
-        self._young[identity] = state
+        self.young[identity] = state
+
+    def redate(self, identity: Identity, state: State, limit: Algorithm, now: int) -> State:
+        """A state as of now, and kept so."""
+        dated = limit.redate(state, now)
+        if dated is not state:
+            self.young[identity] = dated
+        return dated
+
+    def hold(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open."""
+        charges = self.open.get(identity)
+        if charges is None:
+            self.open[identity] = {charge}
+        else:
+            charges.add(charge)
+
+    def release(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open no longer."""
+        charges = self.open.get(identity)
+        if charges is not None:
+            charges.discard(charge)
+            if not charges:
+                del self.open[identity]
 
     def forget(self, identity: Identity) -> None:
         """Drop an identity's state and close its charges."""
@@ -260,7 +371,7 @@ class MemoryCounts:
             charge.held = 0
         with self._moving:
             self._old.pop(identity, None)
-            self._young.pop(identity, None)
+            self.young.pop(identity, None)
 
     def make_room(self, now: int, new: int) -> None:
         """Check that so many new identities may be counted. Raises `StoreFull`."""
@@ -269,8 +380,8 @@ class MemoryCounts:
             return
         if not self._old:
             self._retire_at = 0
-        self._sweep(now, _SWEEP_WHEN_FULL)
-        self._sweep(now, _SWEEP_WHEN_FULL)
+        self.sweep(now, _SWEEP_WHEN_FULL)
+        self.sweep(now, _SWEEP_WHEN_FULL)
         if len(self) > most:
             raise StoreFull(
                 f"{self.name}: already counting for {self._max_keys} identities, so a new one is refused: "
@@ -278,9 +389,10 @@ class MemoryCounts:
             )
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
-    def _sweep(self, now: int, batch: int) -> None:
+    def sweep(self, now: int, batch: int = _SWEEP) -> None:
+        """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
         if limit is None or not self._moving.acquire(blocking=False):
             return
@@ -289,40 +401,37 @@ class MemoryCounts:
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
                 if identity in self.open or limit.matters(state, now):
-                    self._young.setdefault(identity, state)
+                    self.young.setdefault(identity, state)
             period = limit.period
             if not self._old and not now < self._retire_at <= now + period:
-                self._old, self._young = self._young, {}
+                self._old, self.young = self.young, {}
                 self._retire_at = now + period
-            self._swept_at = now
-            self._sweep_at = now if self._old else self._retire_at
+            self.swept_at = now
+            self.sweep_at = now if self._old else self._retire_at
         finally:
             self._moving.release()
 
 
-def _unlock(stripes: list[Stripe]) -> None:
-    for stripe in stripes:
-        stripe.lock.release()
-
-
-def _close(charge: Charge, used: int, wait: bool) -> bool:
+def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:
     """Adjust the count to what a charge's call used.
 
     False, with nothing done, if that would have to wait for a sweep.
     """
-    counts, identity, now = charge.counts, charge.identity, clock.now()
-    loaded, state = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
-    if not loaded:
-        return False
-    charges = counts.open.get(identity)
-    if charges is not None:
-        charges.discard(charge)
-        if not charges:
-            del counts.open[identity]
-    if state is not None:
-        state = charge.limit.redate(state, now)
-    for lender, change in close(charge, used):
-        state = charge.limit.adjust(state, lender.mark, change, now)
-    if state is not None:
-        counts.save(identity, state)
+    counts, identity, limit = charge.counts, charge.identity, charge.limit
+    before = counts.young.get(identity)
+    if before is None:
+        loaded, before = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
+        if not loaded:
+            return False
+    counts.release(identity, charge)
+    state = limit.redate(before, now) if has_stepped_back else before
+    if charge.borrowed:
+        for lender, change in close(charge, used):
+            state = limit.adjust(state, lender.mark, change, now)
+    else:
+        change, charge.open, charge.held = used - charge.held, False, 0
+        if change:
+            state = limit.adjust(state, charge.mark, change, now)
+    if state is not before:
+        counts.young[identity] = state
     return True

@@ -838,6 +838,37 @@ HOSTILE: list[tuple[str, Callable[[], Any], int | None]] = [
 ]
 MOST_STEPS = 200_000
 
+MANY: list[tuple[str, Callable[[], Any], int]] = [
+    ("texts", lambda: [TEN] * 50_000, 500_000),
+    ("texts in a tuple, among other things", lambda: (TEN, None, 7, TEN.encode(), [TEN]) * 20_000, 400_010),  # one list
+    ("messages", lambda: [{"content": TEN} for _ in range(50_000)], 500_000),
+    ("messages of parts", lambda: [{"content": [{"text": TEN}]} for _ in range(20_000)], 200_000),
+    ("lists in lists", lambda: [[TEN] * 2_000 for _ in range(20)], 400_000),
+]
+
+
+@pytest.mark.parametrize(("make", "tokens"), [row[1:] for row in MANY], ids=[row[0] for row in MANY])
+def test_of_many_texts_none_is_left_out(make: Callable[[], Any], tokens: int) -> None:
+    assert estimate_tokens(make()) == tokens
+    assert tokens_of(weigh_answer(make())) == tokens
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"messageStart": {"role": "assistant"}},
+        {"contentBlockStop": {"contentBlockIndex": 0}},
+        {"messageStop": {"stopReason": "end_turn"}},
+        {"metadata": {"metrics": {"latencyMs": 900}, "trace": {"guardrail": {"modelOutput": [TEN]}}}},
+        {"type": "ping"},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content-end", "index": 0},
+    ],
+    ids=str,
+)
+def test_the_words_of_an_event_without_text_are_not_counted(event: dict[str, Any]) -> None:
+    assert weigh_answer(event) == 0
+
 
 @pytest.mark.parametrize(("make", "tokens"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
 def test_hostile_arguments_are_estimated_in_few_steps(make: Callable[[], Any], tokens: int | None) -> None:

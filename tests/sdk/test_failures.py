@@ -14,10 +14,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import anthropic
+import cohere.core
 import httpx2
+import ollama
 import openai
 import pytest
 import time_machine
+import urllib3.exceptions as urllib3_exceptions
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+)
+from google.genai import errors as genai_errors
 from openai.types import CompletionUsage
 from pydantic import BaseModel
 
@@ -204,7 +215,167 @@ async def test_rule_13_a_call_that_times_out_keeps_its_hold_or_is_estimated(
     assert seen[0].settlement.source == ("reserved" if reserve else "estimated")
 
 
-COMPLETION = {
+@SDKS
+@WAYS
+@RESERVES
+@pytest.mark.parametrize("end", ["drop", "cut"])
+async def test_rule_13_a_connection_that_breaks_after_the_request_was_sent_keeps_the_hold(
+    sdk: Any, ask: Ask, way: str, reserve: int | None, end: str, server: Server
+) -> None:
+    """The model may have written, and been paid for, an answer that nobody got."""
+    server.script(b'{"id": ', kind="application/json", end=end)
+    caller = Caller(server.url, way)
+    with pytest.raises((sdk.APIConnectionError, httpx2.RemoteProtocolError)) as caught:
+        await caller.call(ask, reserve)
+    assert caller.is_unchanged(caught.value)
+    assert len(server.requests) == 1
+    assert caller.settled() == (reserve or 2)
+
+
+@SDKS
+@WAYS
+@pytest.mark.parametrize("status", [408, 504, 524])
+async def test_rule_13_a_gateway_that_gave_up_waiting_keeps_the_hold(
+    sdk: Any, ask: Ask, way: str, status: int, server: Server
+) -> None:
+    server.script(b"{}", status=status, kind="application/json")
+    caller = Caller(server.url, way)
+    with pytest.raises(sdk.APIStatusError) as caught:
+        await caller.call(ask)
+    assert caught.value.status_code == status
+    assert caller.settled() == RESERVE
+
+
+def raising(kind: type[Exception]) -> Any:
+    """A way to a server that ends in an exception of the HTTP client."""
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        raise kind("no")
+
+    return httpx2.MockTransport(handle)
+
+
+@pytest.mark.parametrize(
+    ("kind", "charged"),
+    [
+        (httpx2.ConnectError, 0),
+        (httpx2.ConnectTimeout, 0),
+        (httpx2.PoolTimeout, 0),
+        (httpx2.WriteError, 0),
+        (httpx2.WriteTimeout, 0),
+        (httpx2.LocalProtocolError, 0),
+        (httpx2.ReadTimeout, RESERVE),
+        (httpx2.ReadError, RESERVE),
+        (httpx2.RemoteProtocolError, RESERVE),
+    ],
+)
+@pytest.mark.parametrize("sdk", [openai, anthropic])
+def test_rule_13_the_hold_is_kept_if_the_request_was_sent(sdk: Any, kind: type[Exception], charged: int) -> None:
+    budget = TokenBudget("1_000_000/day")
+    with httpx2.Client(transport=raising(kind)) as http:
+        settings: dict[str, Any] = {"api_key": "k", "max_retries": 0, "http_client": http}
+        clients = SimpleNamespace(openai=openai.OpenAI(**settings), anthropic=anthropic.Anthropic(**settings))
+        ask = ask_openai if sdk is openai else ask_anthropic
+        chat = token_budget(budget, key="user", reserve=RESERVE)(lambda user: ask(clients))
+        with pytest.raises(sdk.APIConnectionError) as caught:
+            chat("alice")
+    assert isinstance(caught.value.__cause__, kind)
+    assert (used(budget), open_holds(budget)) == (charged, 0)
+
+
+@WAYS
+async def test_rule_13_a_parsed_answer_that_was_filtered_is_charged(way: str, server: Server) -> None:
+    """What was written before the filter stopped it is billed; of OpenAI's exceptions the later ones say how much."""
+    choices = [{**COMPLETION["choices"][0], "finish_reason": "content_filter"}]
+    server.script(json.dumps({**COMPLETION, "choices": choices}).encode(), kind="application/json")
+    caller = Caller(server.url, way)
+    with pytest.raises(openai.ContentFilterFinishReasonError) as caught:
+        await caller.call(parse)
+    assert caller.settled() == (30 if hasattr(caught.value, "completion") else RESERVE)
+
+
+@pytest.mark.parametrize("sdk", [openai, anthropic])
+def test_rule_13_an_answer_that_the_sdk_cannot_read_keeps_the_hold(sdk: Any, server: Server) -> None:
+    server.script(b'{"id": 7}', kind="application/json")
+    budget = TokenBudget("1_000_000/day")
+    with httpx2.Client(verify=False) as http:
+        settings: dict[str, Any] = {"base_url": server.url, "api_key": "k", "max_retries": 0, "http_client": http}
+        settings["_strict_response_validation"] = True
+        clients = SimpleNamespace(openai=openai.OpenAI(**settings), anthropic=anthropic.Anthropic(**settings))
+        ask = ask_openai if sdk is openai else ask_anthropic
+        chat = token_budget(budget, key="user", reserve=RESERVE)(lambda user: ask(clients))
+        with pytest.raises(sdk.APIResponseValidationError):
+            chat("alice")
+    assert (used(budget), open_holds(budget)) == (RESERVE, 0)
+
+
+def boto3_error(status: int) -> Exception:
+    return ClientError({"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Converse")
+
+
+def caused(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "charged"),
+    [
+        (boto3_error(408), RESERVE),
+        (boto3_error(400), 0),
+        (ConnectionClosedError(endpoint_url="u"), RESERVE),
+        (EndpointConnectionError(endpoint_url="u"), 0),
+        (ReadTimeoutError(endpoint_url="u"), RESERVE),
+        (ConnectTimeoutError(endpoint_url="u"), 0),
+        (genai_errors.ServerError(504, {}), RESERVE),
+        (genai_errors.ServerError(500, {}), 0),
+        (cohere.core.ApiError(status_code=504), RESERVE),
+        (cohere.core.ApiError(status_code=500), 0),
+        (ollama.ResponseError("no", 504), RESERVE),
+        (ollama.ResponseError("no", 500), 0),
+        (type("ContentFilterFinishReasonError", (Exception,), {})("as in OpenAI 2"), RESERVE),
+        (ConnectionResetError(), RESERVE),
+        (ConnectionRefusedError(), 0),
+        (caused(ValueError("the caller's own"), TimeoutError()), RESERVE),
+        (caused(ValueError("the caller's own"), httpx2.ConnectTimeout("no")), 0),
+        (OSError(urllib3_exceptions.ProtocolError("aborted", ConnectionResetError())), RESERVE),
+    ],
+    ids=repr,
+)
+def test_rule_13_other_clients_say_by_their_exceptions_whether_the_request_was_sent(
+    error: Exception, charged: int
+) -> None:
+    budget = TokenBudget("1000/day")
+
+    @token_budget(budget, key="user", reserve=RESERVE)
+    def chat(user: str) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        chat("alice")
+    assert (used(budget), open_holds(budget)) == (charged, 0)
+
+
+def test_rule_13_what_happened_to_the_call_before_is_not_held_against_the_one_that_takes_its_place() -> None:
+    budget = TokenBudget("1000/day")
+
+    @token_budget(budget, key="user", reserve=RESERVE)
+    def second_choice(user: str) -> None:
+        raise ZeroDivisionError
+
+    def chat(user: str) -> None:
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            second_choice(user)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        chat("alice")
+    assert isinstance(caught.value.__context__, TimeoutError)
+    assert (used(budget), open_holds(budget)) == (0, 0)
+
+
+COMPLETION: dict[str, Any] = {
     "id": "c", "object": "chat.completion", "created": 1, "model": "m",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": '{"x": 1'}, "finish_reason": "length"}],
     "usage": {"prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30},

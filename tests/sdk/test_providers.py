@@ -7,15 +7,15 @@ the provider documents: every token processed, each once.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import json
 import math
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest.mock import MagicMock, Mock, NonCallableMagicMock, create_autospec
 
 import anthropic.types
@@ -28,6 +28,7 @@ import ollama
 import openai.types
 import openai.types.chat
 import openai.types.responses
+import pydantic
 import pytest
 from anthropic._models import construct_type as anthropic_construct
 from botocore.parsers import create_parser
@@ -1131,6 +1132,84 @@ def test_what_can_be_read_is_read_though_everything_else_raises() -> None:
     assert read_usage(Hostile(usage=counts)) == Usage(9, 12)
 
 
+# Models that compute some of their fields.
+
+
+class Counted(pydantic.BaseModel):
+    """Usage of a caller's own, of which the total and a class attribute are no fields in `__dict__`."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    completion_tokens: ClassVar[int] = 12
+    prompt_tokens: int
+    thoughts: int = 0
+
+    @pydantic.computed_field
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens + self.thoughts
+
+
+class Answered(pydantic.BaseModel):
+    """A response whose usage is a property."""
+
+    counts: Counted
+
+    @property
+    def usage(self) -> Counted:
+        return self.counts
+
+
+class Cached(pydantic.BaseModel):
+    """A response whose usage is made when it is asked for."""
+
+    @functools.cached_property
+    def usage(self) -> Counted:
+        return Counted(prompt_tokens=9, thoughts=3)
+
+
+def test_what_a_model_computes_is_read_as_what_it_keeps() -> None:
+    assert read_usage(Answered(counts=Counted(prompt_tokens=9, thoughts=3))) == Usage(9, 12, total_tokens=24)
+    assert read_usage(Cached()) == Usage(9, 12, total_tokens=24)
+
+
+def test_what_a_model_does_not_know_but_was_given_is_read() -> None:
+    counts = Counted.model_validate({"prompt_tokens": 9, "cache_read_input_tokens": 4})
+    assert read_usage(Answered(counts=counts)) == Usage(9, 12, cache_read_tokens=4)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [{"inputTokens": None}, {"input_token_details": {}}, {"input_tokens": None, "cache_read_input_tokens": 5}],
+    ids=repr,
+)
+def test_rule_10_usage_without_counts_is_unknown_and_not_zero(usage: Wire) -> None:
+    assert read_usage({"usage": usage}) is None
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=repr)
+def test_rule_10_a_total_that_makes_no_sense_is_not_mended_by_its_parts(nonsense: Any) -> None:
+    assert read_usage({"usage": {**chat_usage(9, 12), "total_tokens": nonsense}}) is None
+    assert read_usage({"usage": {"completion_tokens": 0, "total_tokens": nonsense}}) is None
+
+
+def test_a_usage_is_a_value() -> None:
+    usage = Usage(9, output_tokens=12, cache_read_tokens=4)
+    assert usage == Usage(9, 12, 4, 0, 0, 21) == pickle.loads(pickle.dumps(usage)) == copy.deepcopy(usage)
+    assert hash(usage) == hash(Usage(9, 12, 4))
+    assert usage != Usage(9, 12)
+    assert repr(Usage(9, 12)) == (
+        "Usage(input_tokens=9, output_tokens=12, cache_read_tokens=0, cache_write_tokens=0, reasoning_tokens=0, "
+        "total_tokens=21)"
+    )
+    assert usage + Usage(1, 2, total_tokens=5) == Usage(10, 14, 4, total_tokens=26)
+    assert usage | Usage(10, 2) == Usage(10, 12, 4)
+    assert sum([usage, usage], Usage()) == Usage(18, 24, 8)
+    with pytest.raises(AttributeError):
+        usage.input_tokens = 7  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        usage + 12  # type: ignore[operator]
+
+
 # Any values anywhere.
 
 ODD = st.one_of(
@@ -1171,8 +1250,7 @@ def test_rule_10_any_value_in_any_field_never_raises_and_is_never_a_credit(data:
     for response in (odd, as_object(odd)):
         usage = read_usage(response)
         if usage is not None:
-            counts = dataclasses.astuple(usage)
-            assert all(type(count) is int and count >= 0 for count in counts)
+            assert all(type(count) is int and count >= 0 for count in usage)
             assert usage.input_tokens + usage.output_tokens <= usage.total_tokens
             assert usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
 

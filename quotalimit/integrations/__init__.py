@@ -1,0 +1,1 @@
+"""Answers to web clients: one module for each framework, which imports it and is imported only when used."""
