@@ -116,7 +116,7 @@ class Store(ABC):
 
     @abstractmethod
     def counts(self, owner: Owner, position: int, limit: Algorithm) -> Counts:
-        """The place for the counts of a limiter's limit, found or made by `names.find`: a reset asks `names` for all."""
+        """The place for the counts of a limiter's limit, found or made by `names.find`, for a reset asks `names`."""
 
     @abstractmethod
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
