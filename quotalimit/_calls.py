@@ -177,14 +177,14 @@ class Call(Recorder):
 
     def flush(self) -> None:
         """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
-        for store in self._unflushed:
+        unflushed, self._unflushed = self._unflushed, ()
+        for store in dict.fromkeys(unflushed):
             store.flush()
-        self._unflushed = ()
 
     async def flush_async(self) -> None:
         """The twin of `flush`. A cancellation does not undo it: it is only waited for no longer."""
         unflushed, self._unflushed = self._unflushed, ()
-        for store in unflushed:
+        for store in dict.fromkeys(unflushed):
             await store.flush_async()
 
     def _end(self) -> bool:
@@ -197,28 +197,23 @@ class Call(Recorder):
         return True
 
     def _settle(self, error: BaseException | None) -> list[Settlement]:
-        due: dict[Store, list[tuple[Charge, int]]] = {}
         settled: list[Settlement] = []
+        charged: list[tuple[Charge, int]] = []
         for part in self._parts:
-            charges = due.setdefault(part.store, [])
             layer = part.layer
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
-                most = 0
-                for charge in part.charges:
-                    owed = self._owed(charge, used) if self._inside else used
-                    most = max(most, owed)
-                    charges.append((charge, owed))
-                settled.append(_report(part, used, most, source))
+                due = [(charge, self._owed(charge, used) if self._inside else used) for charge in part.charges]
+                settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:
                 refunds = isinstance(layer, RateLayer) and isinstance(error, layer.refund_on)
-                charges += [(charge, 0 if refunds else part.reserve) for charge in part.charges]
-        for store, settlements in due.items():
-            store.settle(settlements)
-            if store.blocking:
-                self._unflushed = (*self._unflushed, store)
+                due = [(charge, 0 if refunds else part.reserve) for charge in part.charges]
+            part.store.settle(due)
+            if part.store.blocking:
+                self._unflushed = (*self._unflushed, part.store)
+            charged += due
         if self.enclosing is not None:
-            self._tell_enclosing(settled, [owed for settlements in due.values() for owed in settlements])
+            self._tell_enclosing(settled, charged)
         self._arguments, self._result, self._read_from = (), None, ()
         if self.recorded or self.has_sources:
             self.forget()

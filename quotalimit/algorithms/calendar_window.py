@@ -64,7 +64,9 @@ class CalendarWindow(Algorithm):
     def fits(self, state: State, need: int, now: int) -> int:
         if need > self.capacity:
             return NEVER
-        start, end = self.window(now)
+        start, end = self._window
+        if not start <= now < end:
+            start, end = self.window(now)
         if state is None or state[0] != start or state[1] + need <= self.capacity:
             return 0
         return end - now
@@ -105,7 +107,9 @@ class CalendarWindow(Algorithm):
 
     def _present(self, state: State, now: int) -> tuple[int, int, Mark]:
         """The state of the present window: the one given, or that of a new window whose mark was never used."""
-        start = self.window(now)[0]
+        start, end = self._window
+        if not start <= now < end:
+            start, _ = self.window(now)
         if state is None:
             return start, 0, start
         if state[0] == start:

@@ -11,7 +11,7 @@ from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
 from quotalimit.keys import PLAIN, Identity, Key
-from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide
+from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide, decision
 from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
@@ -71,7 +71,9 @@ class MemoryStore(Store):
                         counts.make_room(now, 1)
                 after = admit(before, now)
                 if after is None:
-                    return False if key in counts.open else _refused(counts, key, limit, before, now)
+                    if key in counts.open:
+                        return False
+                    return decision(counts.name, limit, 1, before, now, limit.fits(before, 1, now), "exhausted")
                 if after is not before:
                     counts.young[key] = after
                 return True
@@ -84,17 +86,18 @@ class MemoryStore(Store):
         def admits(keys: Sequence[Key]) -> list[Charge] | None:
             if standing or collectors():
                 return None
-            places = set[int]()
+            first, same = keys[0], True
             for key in keys:
                 if type(key) not in PLAIN:
                     return None
-                places.add(hash(key) % _STRIPES)
-            if len(places) > 1:
-                locked = [stripes[place] for place in sorted(places)]
-                return _locked(locked, lambda: _take_common(asks, keys, locked))
-            stripe = stripes[places.pop()]
-            with stripe.lock:
-                return _take_common(asks, keys, (stripe,))
+                if key is not first:
+                    same = False
+            if same:
+                stripe = stripes[hash(first) % _STRIPES]
+                with stripe.lock:
+                    return _take_common(asks, keys, (stripe,))
+            locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
+            return _locked(locked, lambda: _take_common(asks, keys, locked))
 
         return admits
 
@@ -234,8 +237,12 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
         stripe.latest = now
     states: list[State] = []
     for key, (counts, limit, need, _, _) in zip(keys, asks):  # noqa: B905 - a check costs a tenth of the loop
-        state = counts.load(key, now)
-        if state is None or limit.fits(state, need, now):
+        state = counts.young.get(key)
+        if state is None or not counts.swept_at <= now < counts.sweep_at:
+            state = counts.load(key, now)
+            if state is None:
+                return None
+        if limit.fits(state, need, now):
             return None
         states.append(state)
     charges: list[Charge] = []
@@ -268,10 +275,6 @@ def _peek(claims: Sequence[Claim], stripes: Sequence[Stripe]) -> list[Decision]:
         refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
         decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
     return decisions
-
-
-def _refused(counts: MemoryCounts, identity: Identity, limit: Algorithm, state: State, now: int) -> Decision:
-    return decide(Claim(counts, identity, limit, 1, 1, False), state, now, limit.fits(state, 1, now), "exhausted")
 
 
 class MemoryCounts:
