@@ -302,12 +302,12 @@ class MemoryCounts:
     """
 
     __slots__ = (
+        "__weakref__",
         "_max_keys",
         "_moving",
         "_old",
         "_retire_at",
         "_slowest",
-        "__weakref__",
         "name",
         "open",
         "sweep_at",
@@ -449,7 +449,7 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
             state = limit.adjust(state, lender.mark, change, now)
     else:
         change = used - charge.held
-        if change > 0:  # before the charge is closed: where an interrupt comes between, it is settled again, not forgotten
+        if change > 0:  # before the charge is closed: an interrupt between the two must not forget it
             counts.young[identity] = state = limit.adjust(state, charge.mark, change, now)
         charge.open, charge.held = False, 0
         if change < 0:
