@@ -60,7 +60,7 @@ class Load:
 
     def __init__(self, store: Store) -> None:
         run = f"soak-{time.time_ns()}"
-        self.budget = TokenBudget(SlidingWindow(f"{10**12}/day"), name=f"{run}-teams", store=store)
+        self.budget = TokenBudget(f"{10**12}/year", name=f"{run}-teams", store=store)
         self.contest = RateLimiter(f"{CONTESTED}/day", name=f"{run}-contest", store=store)
         self.wrong: list[str] = []
         self._turn = count()
