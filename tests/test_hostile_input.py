@@ -260,9 +260,10 @@ def test_rule_10_a_recorded_number_that_makes_no_sense_is_refused(number: Any) -
 
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.binary(max_size=10))
 names = st.sampled_from([
-    "usage", "usage_metadata", "meta", "message", "response", "delta", "data", "metadata", "prompt_tokens",
-    "iterations", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "tokens", "billed_units", "type", "content",
-    "cache_read_input_tokens", "inputTokens", "outputTokens", "prompt_token_count", "prompt_tokens_details", "id",
+    "usage", "usage_metadata", "meta", "message", "response", "delta", "data", "metadata", "content", "type", "id",
+    "prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "tokens", "billed_units",
+    "cache_read_input_tokens", "inputTokens", "outputTokens", "prompt_token_count", "prompt_tokens_details",
+    "iterations",
 ])  # fmt: skip
 answers = st.recursive(
     leaves,
