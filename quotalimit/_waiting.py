@@ -169,6 +169,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
     give_up = _give_up_at(answer, claims, deadlines)
     if give_up is None:
         return answer
+    began = answer.now
     waiter = Waiter(claims, bell)
     waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
     lines.join(waiter)
@@ -198,6 +199,8 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             answer.now += max(passed, 0)
     finally:
         lines.leave(waiter)
+        for place in deadlines:
+            claims[place].waited = max(answer.now - began, 0)
 
 
 def is_worth_waiting(answer: Answer, claims: Sequence[Claim]) -> bool:

@@ -23,6 +23,8 @@ from quotalimit._generators import drive, drive_async, first, first_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
 from quotalimit._streams import deliver
+from quotalimit._trial import guard_of
+from quotalimit.events import listeners
 from quotalimit.recording import begin, end
 
 Caller = Callable[..., Any]
@@ -98,7 +100,7 @@ def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer
     if isinstance(function, Guarded):
         inner = function._self_guard.layers
         function = function.__wrapped__
-    guard = Guard(function, (make_layer(function, inner), *inner))
+    guard = guard_of(function, (make_layer(function, inner), *inner))
 
     if hasattr(type(function), "__get__"):
 
@@ -153,7 +155,7 @@ def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]
 _COMMON_CALL: Final = """\
 {async}def {{title}}({{parameters}}):
     {{_}}key = {{answer}}
-    {{_}}verdict = {{_}}limiter.gate({{_}}key)
+    {{_}}verdict = False if {{_}}listeners else {{_}}limiter.gate({{_}}key)
     if {{_}}verdict is not True:
         if {{_}}verdict is not False:
             raise {{_}}exceeded({{_}}verdict, {{_}}key)
@@ -176,7 +178,13 @@ def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
         {"async": "async ", "await": "await "} if coroutine else {"async": "", "await": ""}
     )
     admit = guard.admit_common_async if coroutine else guard.admit_common
-    names = {"limiter": limiter, "exceeded": limiter.exceeded, "admit": admit, "function": function}
+    names = {
+        "limiter": limiter,
+        "exceeded": limiter.exceeded,
+        "admit": admit,
+        "function": function,
+        "listeners": listeners,
+    }
     call = compile_call(function, guard.questions, template, names)
     return call if call is None or not coroutine else _returning(call)
 

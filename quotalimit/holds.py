@@ -64,7 +64,7 @@ class Hold:
         return self._call
 
     def __del__(self) -> None:
-        self._call.finish()
+        self._call.cut()
 
 
 class HoldLater:

@@ -19,6 +19,7 @@ from quotalimit import (
     UNLIMITED,
     CalendarWindow,
     Decision,
+    Event,
     Hold,
     InvalidKey,
     InvalidLimit,
@@ -44,6 +45,8 @@ from quotalimit import (
     everyone,
     ip_key,
     limiters_of,
+    log_event,
+    on_event,
     rate_limited,
     read_error,
     read_usage,
@@ -289,6 +292,22 @@ except TokenBudgetExceeded as refused_tokens:
     exceeded: LimitExceeded = refused_tokens
 except (InvalidLimit, InvalidKey, StoreFull, StoreUnavailable, StoreError) as wrong:
     base: QuotaLimitError = wrong
+
+# Events and layers that only tell
+
+
+def hear(event: Event) -> None:
+    assert_type(event.kind, Literal["admitted", "refused", "waited", "settled", "overrun", "store_failed"])
+    assert_type(event.decision, Decision | None)
+    assert_type(event.settlement, Settlement | None)
+    assert_type((event.name, event.waited, event.enforced), tuple[str, float, bool])
+    event.name = "another"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+assert_type(on_event(hear), Callable[[], None])
+on_event(log_event)()
+told = rate_limited("20/minute", key="user", enforce=False)(token_budget("9/day", key="user", enforce=False)(plain))
+assert_type(told("alice", "hello"), str)
 
 
 # Web frameworks

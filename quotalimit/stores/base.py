@@ -40,7 +40,8 @@ class Claim:
     `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
-    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call.
+    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call,
+    `waited` those for which it did.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
@@ -49,6 +50,7 @@ class Claim:
     heads: Sequence[tuple[int, int]] = ()
     ahead: int = 0
     patience: int = 0
+    waited: int = 0
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
