@@ -61,6 +61,13 @@ class Line:
         self.waiters: deque[Waiter] = deque()
         self.need = 0
 
+    def ring(self) -> None:
+        """Wake the first call."""
+        try:
+            self.waiters[0].bell.ring()
+        except IndexError:
+            pass
+
 
 class Lines:
     """The lines of this process, one for each place at which somebody waits. True if there is any."""
@@ -115,10 +122,12 @@ class Lines:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
         line = self.standing.get(place)
         if line is not None:
-            try:
-                line.waiters[0].bell.ring()
-            except IndexError:
-                pass
+            line.ring()
+
+    def ring_all(self) -> None:
+        """Wake the calls at the heads of all lines: the time was moved."""
+        for line in tuple(self.standing.values()):
+            line.ring()
 
     def announce(self, claims: Sequence[Claim], waiter: Waiter | None = None) -> None:
         """Tell claims which waiting calls they must not delay: the heads of their lines, and what all before need."""

@@ -181,6 +181,12 @@ class Limiter:
             self.binding = None
             self.__dict__.pop("gate", None)
 
+    def use(self, store: Store | None) -> Store | None:
+        """Count on another store of its own, or on the default one, from now on. Returns its own before."""
+        before, self._own_store = self._own_store, store
+        self.unbind()
+        return before
+
     def _claims(self, key: Key, need: int, cost: int, patience: int = 0) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
         if self.tiers is not None:
