@@ -116,19 +116,17 @@ def use_store(store: Store, *limited: Limited) -> Generator[Store]:
 
 
 def exhaust(limited: Limited, key: Key, *, leave: int = 0) -> None:
-    """Use up what is left to a key, but for `leave` units, on a limiter or on all limiters of a function.
+    """Use up what is left to a key, but for at most `leave` units, on a limiter or on all limiters of a function.
 
     Of several limits of one limiter, the one with the least left is used up. A function whose limits depend on its
-    arguments must be called instead. Raises `ValueError` where less than `leave` is left.
+    arguments must be called instead: `InvalidLimit`.
     """
     for limiter in _limiters((limited,)):
-        left = limiter.peek(key).remaining
-        if left < leave:
-            raise ValueError(f"{limiter.name}: only {left} units are left, not {leave}")
-        if isinstance(limiter, TokenBudget):
-            limiter.charge(key, left - leave)
-        elif isinstance(limiter, RateLimiter):
-            limiter.acquire(key, left - leave)
+        units = max(0, limiter.peek(key).remaining - leave)
+        if isinstance(limiter, TokenBudget) and units:
+            limiter.charge(key, units)
+        elif isinstance(limiter, RateLimiter) and units:
+            limiter.acquire(key, units)
 
 
 def assert_no_holds(*limited: Limited | Store) -> None:

@@ -212,9 +212,8 @@ def test_exhaust_may_leave_some(limiter: RateLimiter | TokenBudget) -> None:
         exhaust(limiter, "alice", leave=3)
         assert limiter.peek("alice").remaining == 3
         exhaust(limiter, "alice")
+        exhaust(limiter, "alice", leave=1)  # no more than what is left
         assert not limiter.peek("alice")
-        with pytest.raises(ValueError, match="only 0 units are left, not 1"):
-            exhaust(limiter, "alice", leave=1)
 
 
 def test_exhaust_takes_what_has_limits_that_are_known() -> None:
@@ -222,6 +221,13 @@ def test_exhaust_takes_what_has_limits_that_are_known() -> None:
         exhaust(reply, "alice")
     with pytest.raises(InvalidLimit, match="only through that function"):
         exhaust(rate_limited(lambda user: UNLIMITED, key="user")(lambda user: user), "alice")
+
+
+def test_a_budget_in_debt_is_exhausted_already() -> None:
+    stream = token_budget("5/day", key="user")(lambda user: reply(7))
+    stream("alice")
+    exhaust(stream, "alice")
+    assert used(limiters_of(stream)[0]) == 7
 
 
 def test_an_exhausted_budget_refuses() -> None:
