@@ -1,5 +1,7 @@
 """quotalimit keeps one user from burning everyone's AI budget."""
 
+from typing import TYPE_CHECKING, Any
+
 from quotalimit.algorithms import CalendarWindow, SlidingWindow, TokenBucket
 from quotalimit.decision import Decision, collect_decisions
 from quotalimit.decorators import limiters_of, rate_limited, token_budget
@@ -26,6 +28,9 @@ from quotalimit.recording import record_usage
 from quotalimit.settlement import Settlement
 from quotalimit.stores import MemoryStore, Store, configure, store_from_url
 from quotalimit.usage import Usage
+
+if TYPE_CHECKING:
+    from quotalimit.stores.sqlite import SQLiteStore as SQLiteStore
 
 __all__ = [
     "KEEP",
@@ -68,3 +73,12 @@ __all__ = [
     "store_from_url",
     "token_budget",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The stores that need more than this package are imported when they are asked for."""
+    if name == "SQLiteStore":
+        from quotalimit.stores.sqlite import SQLiteStore
+
+        return SQLiteStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -171,6 +171,14 @@ class Watch:
         for call in self.calls:
             call.fail(error)
 
+    def flush(self) -> None:
+        for call in self.calls:
+            call.flush()
+
+    async def flush_async(self) -> None:
+        for call in self.calls:
+            await call.flush_async()
+
 
 def _streams(result: Any) -> bool:
     """Whether an object is a stream of an SDK."""
@@ -225,9 +233,11 @@ def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
             item = base(self)
         except StopIteration:
             call.finish()
+            call.flush()
             raise
         except BaseException as error:
             call.fail(error)
+            call.flush()
             raise
         call.see(item)
         return item
@@ -242,9 +252,11 @@ def _anext(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
             item = await base(self)
         except StopAsyncIteration:
             call.finish()
+            await call.flush_async()
             raise
         except BaseException as error:
             call.fail(error)
+            await call.flush_async()
             raise
         call.see(item)
         return item
@@ -296,8 +308,10 @@ def drive_stream(call: Watch, items: Iterator[Any]) -> Iterator[Any]:
         raise
     except BaseException as error:
         call.fail(error)
+        call.flush()
         raise
     call.finish()
+    call.flush()
 
 
 def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
@@ -308,6 +322,7 @@ def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
                 return await base(self, *args)
             finally:
                 _of(self).leave()
+                await _of(self).flush_async()
 
         return leave_async
 
@@ -316,6 +331,7 @@ def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
             return base(self, *args)
         finally:
             _of(self).leave()
+            _of(self).flush()
 
     return leave
 

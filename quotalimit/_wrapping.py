@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from pickle import PicklingError
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -40,6 +39,8 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
     def __reduce__(self) -> str:
         name = getattr(self, "__qualname__", None)
         if not isinstance(name, str):
+            from pickle import PicklingError
+
             raise PicklingError(
                 f"a decorated {type(self.__wrapped__).__name__} has no name to be found by: decorate a function"
             )
@@ -146,7 +147,7 @@ def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]
     if _is_kind(kind, inspect.isasyncgenfunction):
         return _async_generator_caller(function, guard)
     if _is_kind(kind, inspect.iscoroutinefunction):
-        return _returning(_coroutine_caller(function, guard))
+        return _coroutine_caller(function, guard)
     if _is_kind(kind, inspect.isgeneratorfunction):
         return _generator_caller(function, guard)
     return _function_caller(function, guard)
@@ -162,6 +163,16 @@ _COMMON_CALL: Final = """\
         {await}{{_}}admit({{_}}key)
     return {await}{{_}}function({{arguments}})
 """
+_PLAIN_CALL: Final = _COMMON_CALL.format_map({"async": "", "await": ""})
+_ASYNC_CALL: Final = (
+    _COMMON_CALL.format_map({"async": "async ", "await": "await "})
+    + """
+{_}run = {title}
+
+def {title}({parameters}):  # a `__call__` that is async would look like that of a callable object
+    return {_}run({arguments})
+"""
+)
 
 
 def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
@@ -173,20 +184,10 @@ def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
     limiter = guard.common
     if limiter is None or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return None
-    coroutine = inspect.iscoroutinefunction(function)
-    template = _COMMON_CALL.format_map(
-        {"async": "async ", "await": "await "} if coroutine else {"async": "", "await": ""}
-    )
-    admit = guard.admit_common_async if coroutine else guard.admit_common
-    names = {
-        "limiter": limiter,
-        "exceeded": limiter.exceeded,
-        "admit": admit,
-        "function": function,
-        "listeners": listeners,
-    }
-    call = compile_call(function, guard.questions, template, names)
-    return call if call is None or not coroutine else _returning(call)
+    names = {"limiter": limiter, "exceeded": limiter.exceeded, "function": function, "listeners": listeners}
+    if inspect.iscoroutinefunction(function):
+        return compile_call(function, guard.questions, _ASYNC_CALL, names | {"admit": guard.admit_common_async})
+    return compile_call(function, guard.questions, _PLAIN_CALL, names | {"admit": guard.admit_common})
 
 
 def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:
@@ -216,13 +217,8 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
     return call
 
 
-def _returning(call: Caller) -> Caller:
-    """A plain function for an async one: a `__call__` that is async would look like that of a callable object."""
-    return lambda *args, **kwargs: call(*args, **kwargs)
-
-
 def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def run(*args: Any, **kwargs: Any) -> Any:
         entered = await guard.enter_async(args, kwargs)
         if entered is None:
             return await function(*args, **kwargs)
@@ -239,7 +235,7 @@ def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
         await entered.flush_async()
         return result
 
-    return call
+    return lambda *args, **kwargs: run(*args, **kwargs)  # an async `__call__` would look like a callable object's
 
 
 def _generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 from enum import Enum
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from quotalimit.errors import InvalidKey
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
+    from uuid import UUID
 
-Part: TypeAlias = str | int | bytes | UUID | Enum
-Key: TypeAlias = Part | tuple[Part, ...]
+Part: TypeAlias = "str | int | bytes | UUID | Enum"
+Key: TypeAlias = "Part | tuple[Part, ...]"
 """Whose call it is: what a key function returns."""
 
 PLAIN: Final = frozenset((str, int))
@@ -50,6 +50,8 @@ def encode(key: object) -> bytes:
     """
     written = _tuple(key) if isinstance(key, tuple) else _part(key)
     if len(written) > LONGEST:
+        from hashlib import blake2b
+
         return b"#" + blake2b(written, digest_size=32).digest()
     return written
 
@@ -74,8 +76,9 @@ def _part(part: object) -> bytes:
         return b"i%x" % int.__int__(part)
     if isinstance(part, bytes):
         return b"b" + bytes(part)
-    if isinstance(part, UUID):
-        return b"u" + part.bytes
+    uuid: Any = sys.modules.get("uuid")  # whoever has a UUID has imported it
+    if uuid is not None and isinstance(part, uuid.UUID):
+        return b"u" + cast("UUID", part).bytes
     raise InvalidKey(
         f"a key must be a str, int, bytes, UUID, enum member or a flat tuple of these, not {_named(part)}: "
         "two people must never share a count by accident"

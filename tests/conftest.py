@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from quotalimit import MemoryStore, Store, configure
+from quotalimit import MemoryStore, Store, clock, configure
+from quotalimit.stores.redis import RedisStore
 from quotalimit.stores.sqlite import SQLiteStore
+
+from .stores import servers
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,37 @@ def sqlite(directory: Path) -> Iterator[Place]:
     yield Place(make, f"sqlite:///{directory / 'counts.db'}")
     for store in made:
         store.close()
+
+
+def on_redis(server: servers.Server | servers.Cluster) -> Iterator[Place]:
+    """Stores on a server that has been emptied, by the clock of the tests."""
+    made: list[RedisStore] = []
+    server.empty()
+
+    def make(**options: Any) -> Store:
+        made.append(RedisStore(server.url, clock=lambda: clock.now(), timeout=10, **options))
+        return made[-1]
+
+    yield Place(make, server.url)
+    for store in made:
+        store.close()
+
+
+@contract
+def valkey(_directory: Path) -> Iterator[Place]:
+    yield from on_redis(servers.server())
+
+
+@contract
+def valkey_cluster(_directory: Path) -> Iterator[Place]:
+    yield from on_redis(servers.cluster())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    """Servers are started by the first test that asks for them, and run until the last test has ended."""
+    yield
+    servers.stop()
 
 
 @pytest.fixture(params=STORES)

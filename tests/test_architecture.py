@@ -117,7 +117,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores.journal": {"algorithms.base"},
     "stores.rows": {*BASICS, "stores.journal", "stores.shared", "algorithms.base"},
     "stores.sqlite": {*BASICS, *SHARED, "stores.base", "stores.database", "stores.journal", "stores.rows"},
-    "stores.default": {*BASICS, "stores.base", "stores.memory", "stores.sqlite"},
+    "stores.scripts": {*BASICS, "algorithms.base"},
+    "stores.links": {*BASICS, "stores.scripts"},
+    "stores.redis": {*BASICS, *SHARED, "stores.base", "stores.links", "stores.scripts", "algorithms.base"},
+    "stores.default": {*BASICS, "stores.base", "stores.memory", "stores.redis", "stores.sqlite"},
     "stores.several": {*BASICS, "stores.base"},
     "stores": {"stores.base", "stores.default", "stores.memory"},
     "limiters": {*BASICS, *STORES, "_waiting", "algorithms", "amounts", "events", "holds"},
@@ -222,7 +225,8 @@ FRAMEWORKS = ["django", "fastapi", "flask"]
 @pytest.mark.parametrize("module", MODULES)
 def test_at_run_time_nothing_is_imported_but_the_standard_library_and_wrapt(module: str) -> None:
     """Integrations import their framework, stores their driver, only when used."""
-    if module.removeprefix("integrations.") in FRAMEWORKS or module in ("stores.sqlite", "stores.redis", "testing"):
+    drivers = ("stores.sqlite", "stores.redis", "stores.links", "testing")
+    if module.removeprefix("integrations.") in FRAMEWORKS or module in drivers:
         return
     allowed = sys.stdlib_module_names | {"wrapt"}
     assert {name for name in FOREIGN[module] if name.split(".")[0] not in allowed} == set()

@@ -30,7 +30,7 @@ class SlidingWindow(Algorithm):
     def __init__(self, rate: Rate | str) -> None:
         super().__init__(rate)
         self._period = self._needs_fixed_period()
-        self._slack = max(8, self.capacity >> 3)
+        self._slack = max(8, self.capacity >> 4)
         """How many calls out of the window are kept, so that they are dropped some at a time."""
 
     @property
@@ -195,8 +195,8 @@ class Log:
             sums[index + 1 :] = array("q", [units + delta for units in sums[index + 1 :]])
 
     def trim(self, horizon: int) -> None:
-        """Drop what is out of the window once that is an eighth of the log."""
-        if self.times and self.times[len(self.times) >> 3] <= horizon:
+        """Drop what is out of the window once that is a sixteenth of the log."""
+        if self.times and self.times[len(self.times) >> 4] <= horizon:
             gone = bisect_right(self.times, horizon)
             del self.times[:gone], self.sums[:gone]
             if self.sums[0] > _REBASE:

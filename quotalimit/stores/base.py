@@ -118,7 +118,7 @@ class Store(ABC):
 
     @abstractmethod
     def counts(self, owner: Owner, position: int, limit: Algorithm) -> Counts:
-        """The place for the counts of a limiter's limit."""
+        """The place for the counts of a limiter's limit, found or made by `names.find`, for a reset asks `names`."""
 
     @abstractmethod
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
@@ -185,9 +185,13 @@ def _no_gates(_keys: Sequence[Key]) -> None:
 
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:
     """The decision on a claim, given the state that remains after it."""
-    limit = claim.limit
+    return decision(claim.counts.name, claim.limit, claim.need, state, now, wait, reason)
+
+
+def decision(
+    name: str, limit: Algorithm, need: int, state: State, now: int, wait: int | None, reason: Reason | None
+) -> Decision:
+    """The decision on `need` units of a limit, given the state that remains after it."""
     used = limit.used(state, now)
     remaining = max(0, limit.capacity - used)
-    return Decision(
-        claim.counts.name, limit.rate, claim.need, used, remaining, wait, limit.whole_at(state, now), reason
-    )
+    return Decision(name, limit.rate, need, used, remaining, wait, limit.whole_at(state, now), reason)

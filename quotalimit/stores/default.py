@@ -54,7 +54,7 @@ def follow(follower: Follower) -> Store:
 
 
 def store_from_url(url: str) -> Store:
-    """Make the store that a URL names: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`.
+    """Make the store that a URL names: `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://…`.
 
     Raises `ValueError` for any other scheme.
     """
@@ -67,6 +67,10 @@ def store_from_url(url: str) -> Store:
         if parts.netloc or len(parts.path) < 2 or parts.query or parts.fragment:
             raise ValueError(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute.db")
         return SQLiteStore(unquote(parts.path[1:]))
+    if parts.scheme in ("redis", "rediss", "unix"):
+        from quotalimit.stores.redis import RedisStore
+
+        return RedisStore(url)
     raise ValueError(
-        f"no store for the scheme {parts.scheme!r} of a store's URL: use memory:// or sqlite:///relative.db"
+        f"no store for the scheme {parts.scheme!r} of a store's URL: use memory://, sqlite:///relative.db or redis://"
     )

@@ -11,7 +11,7 @@ from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
 from quotalimit.keys import PLAIN, Identity, Key
-from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide
+from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide, decision
 from quotalimit.stores.charges import close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
@@ -71,7 +71,9 @@ class MemoryStore(Store):
                         counts.make_room(now, 1)
                 after = admit(before, now)
                 if after is None:
-                    return False if key in counts.open else _refused(counts, key, limit, before, now)
+                    if key in counts.open:
+                        return False
+                    return decision(counts.name, limit, 1, before, now, limit.fits(before, 1, now), "exhausted")
                 if after is not before:
                     counts.young[key] = after
                 return True
@@ -273,10 +275,6 @@ def _peek(claims: Sequence[Claim], stripes: Sequence[Stripe]) -> list[Decision]:
         refusal = refusal_of(claim, state, now, counts.open.get(identity, ()))
         decisions.append(decide(claim, state, now, 0, None) if refusal is None else refusal)
     return decisions
-
-
-def _refused(counts: MemoryCounts, identity: Identity, limit: Algorithm, state: State, now: int) -> Decision:
-    return decide(Claim(counts, identity, limit, 1, 1, False), state, now, limit.fits(state, 1, now), "exhausted")
 
 
 class MemoryCounts:

@@ -182,6 +182,7 @@ async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(stor
     assert order == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True)
 def test_rule_22_a_full_store_refuses_new_keys(place: Place) -> None:
     limiter = RateLimiter("5/day", name="calls", store=place.make(max_keys=2))
     limiter.acquire("alice")

@@ -246,5 +246,5 @@ def test_rule_21_two_processes_decide_as_one_does(kind: str, trace: list[Any]) -
     """But for the word "busy": a process knows only its own holds. Nested calls are always of one process."""
     with patch("quotalimit.stores.charges._fits_without", return_value=False):
         expected = replay([MemoryStore()], trace)
-        with made(kind, 2) as stores:
+        with patch("quotalimit.stores.redis.unused", return_value=()), made(kind, 2) as stores:
             assert replay(stores, trace) == expected

@@ -1,0 +1,477 @@
+"""Connections to a Redis server or cluster: of threads and of event loops, each used by one call at a time.
+
+What is said to a server is written once, as generators that yield what to `Send` and get the reply; `drive` and
+`drive_async` do it. Nothing is said twice that a server may have heard: a reply that is lost is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop, CancelledError, Semaphore, Task
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from inspect import signature
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
+
+from quotalimit.errors import StoreUnavailable
+from quotalimit.stores.scripts import Script
+
+try:
+    import redis.asyncio.connection
+    import redis.connection
+    from redis.asyncio.retry import Retry as AsyncRetry
+    from redis.backoff import NoBackoff
+    from redis.crc import key_slot
+    from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+    from redis.exceptions import ConnectionError as LostConnection
+    from redis.exceptions import TimeoutError as NoReply
+    from redis.retry import Retry
+except ImportError as error:
+    raise ImportError("RedisStore needs redis-py: pip install 'quotalimit[redis]'") from error
+
+_pack: Callable[[tuple[Any, ...]], bytes] | None
+try:
+    from hiredis import pack_command as _pack
+except ImportError:  # slower, but not needed
+    _pack = None
+
+T = TypeVar("T")
+
+_OLDEST: Final = {"redis": 7, "valkey": 8}
+_MOST_REDIRECTS: Final = 8
+_MOST_CONNECTIONS: Final = 64
+"""Of one event loop to one server; more calls at once wait for one."""
+
+_DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name", "credential_provider")
+"""What of a client's options says where the server is and who asks; time-outs and retries are the store's own."""
+
+Node: TypeAlias = tuple[str, int]
+"""A server of a cluster."""
+
+
+class Send(NamedTuple):
+    """What to say to a server."""
+
+    node: Node
+    words: tuple[Any, ...]
+    asking: bool = False
+
+
+Talk: TypeAlias = Generator[Send, Any, T]
+
+
+class Links:
+    """All connections of one store."""
+
+    def __init__(self, server: Any, timeout: float, cluster: bool | None) -> None:
+        options = _from_url(server) if isinstance(server, str) else _from_client(server)
+        self._kind: str = options.pop("kind")
+        self._options = options
+        self._timeout = timeout
+        self._cluster_wanted = cluster
+        self._home: Node = (options.pop("host", "localhost"), int(options.pop("port", 6379)))
+        self._nodes: list[Node] = [self._home]
+        self._slots: dict[int, Node] = {}
+        self.known = False
+        """Whether it is known what server this is: once it was `opened`, and until a call fails."""
+        self.cluster = False
+        self._idle: dict[Node, list[Any]] = {}
+        self._loops: dict[AbstractEventLoop, LoopLinks] = {}
+
+    def __str__(self) -> str:
+        """The server's address, without the password."""
+        if "path" in self._options:
+            return str(self._options["path"])
+        return f"{self._home[0]}:{self._home[1]}/{self._options.get('db', 0)}"
+
+    def unavailable(self, reason: object) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis at {self} cannot answer: {reason}")
+
+    def opened(self) -> Talk[None]:
+        """Make sure that the server is known to be new enough, and where the slots of a cluster are."""
+        failure: Exception | None = None
+        for node in list(self._nodes):
+            try:
+                yield from self._open(node)
+            except StoreUnavailable as error:
+                failure = error
+            else:
+                return
+        assert failure is not None
+        raise failure
+
+    def _open(self, node: Node) -> Talk[None]:
+        try:
+            hello = yield Send(node, ("HELLO",))
+        except RedisError as error:
+            if isinstance(error, ResponseError) and "unknown command" in str(error).lower():
+                raise self.unavailable("it is older than Redis 7 or Valkey 8: upgrade it") from error
+            raise self.unavailable(error) from error
+        about = {_text(hello[place]): _text(hello[place + 1]) for place in range(0, len(hello) - 1, 2)}
+        name, version = about.get("server", "redis"), about.get("version", "")
+        major = version.split(".")[0]
+        if major.isdigit() and int(major) < _OLDEST.get(name, 0):
+            raise self.unavailable(f"{name} {version} is too old: RedisStore needs Redis 7 or Valkey 8 at least")
+        self.cluster = about.get("mode") == "cluster" if self._cluster_wanted is None else self._cluster_wanted
+        if self.cluster:
+            try:
+                slots = yield Send(node, ("CLUSTER", "SLOTS"))
+            except RedisError as error:
+                raise self.unavailable(error) from error
+            self._slots = {
+                slot: (_text(main[0]) or node[0], main[1])
+                for first, last, main, *_ in slots
+                for slot in range(first, last + 1)
+            }
+            self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
+        self.known = True
+
+    def _failed(self, error: RedisError) -> StoreUnavailable:
+        """What is raised when a call failed; the next one looks again who is there."""
+        self.known = False
+        return self.unavailable(error)
+
+    def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[bytes]:
+        """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
+        words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        slot = key_slot(keys[0]) if self.cluster else 0
+        node = self._slots.get(slot, self._home)
+        asking = False
+        for _ in range(_MOST_REDIRECTS):
+            try:
+                reply = yield Send(node, words, asking)
+            except NoScriptError:
+                words = ("EVAL", script.source, *words[2:])
+            except ResponseError as error:
+                redirected = _redirected(error, node)
+                if redirected is None:
+                    raise self._failed(error) from error
+                node, asking = redirected
+                if not asking:
+                    self._slots[slot] = node
+            except RedisError as error:
+                raise self._failed(error) from error
+            else:
+                return cast("bytes", reply)
+        raise self.unavailable("a cluster that sends from node to node")
+
+    # Threads
+
+    def drive(self, talk: Talk[T]) -> T:
+        try:
+            step = next(talk)
+            while True:
+                try:
+                    reply = self._said(step)
+                except RedisError as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(reply)
+        except StopIteration as stop:
+            return cast("T", stop.value)
+        finally:
+            talk.close()
+
+    def _said(self, step: Send) -> Any:
+        idle = self._idle.setdefault(step.node, [])
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._connection(step.node, redis.connection, Retry(NoBackoff(), 0))
+        else:
+            _reopen_if_closed(connection)
+        try:
+            if step.asking:
+                connection.send_command("ASKING")
+                connection.read_response()
+            connection.send_packed_command([_packed(step.words)], check_health=False)
+            reply = connection.read_response()
+        except BaseException as error:
+            if not isinstance(error, ResponseError) or isinstance(error, ReadOnlyError):
+                connection.disconnect()  # also where a failover has left it with a replica
+                raise
+            idle.append(connection)
+            raise
+        idle.append(connection)
+        return reply
+
+    # Event loops
+
+    async def drive_async(self, talk: Talk[T], abandon: Callable[[T], None]) -> T:
+        """Do what a generator says. If that is cancelled, it goes on by itself, and its result is abandoned."""
+        links = await self._of_loop()
+        try:
+            step = next(talk)
+            while True:
+                waiting = Waiting(self, links, step)
+                try:
+                    reply = await waiting.said()
+                except RedisError as error:
+                    step = talk.throw(error)
+                except CancelledError:
+                    links.finish(self._finished(waiting, talk, abandon))
+                    raise
+                else:
+                    step = talk.send(reply)
+        except StopIteration as stop:
+            return cast("T", stop.value)
+
+    async def _finished(self, waiting: Waiting, talk: Talk[T], abandon: Callable[[T], None]) -> None:
+        """Go on where a call was cancelled, so that what it took can be given back."""
+        try:
+            try:
+                reply = await waiting.heard()
+            except RedisError as error:
+                step = talk.throw(error)
+            else:
+                step = talk.send(reply)
+            while True:
+                try:
+                    reply = await Waiting(self, waiting.links, step).said()
+                except RedisError as error:
+                    step = talk.throw(error)
+                else:
+                    step = talk.send(reply)
+        except StopIteration as stop:
+            abandon(stop.value)
+        except StoreUnavailable:
+            pass
+        finally:
+            talk.close()
+
+    async def _of_loop(self) -> LoopLinks:
+        loop = asyncio.get_running_loop()
+        links = self._loops.get(loop)
+        if links is None:
+            for other in list(self._loops.values()):
+                other.abandon_if_closed()
+            links = self._loops[loop] = LoopLinks(self._loops, loop)
+            await links.open()
+        return links
+
+    def make_async(self, node: Node) -> Any:
+        return self._connection(node, redis.asyncio.connection, AsyncRetry(NoBackoff(), 0))
+
+    @property
+    def timeout(self) -> float:
+        return self._timeout
+
+    def close(self) -> None:
+        """Close the connections of threads, and have those of event loops closed by their loops."""
+        for idle in list(self._idle.values()):
+            while idle:
+                idle.pop().disconnect()
+        for links in list(self._loops.values()):
+            links.close_soon()
+
+    def forget(self) -> None:
+        """After a fork, let go of the parent's connections without a word to the server."""
+        _inherited.append((self._idle, self._loops))
+        self._idle, self._loops = {}, {}
+
+    def _connection(self, node: Node, module: Any, retry: Any) -> Any:
+        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=self._timeout)
+        options["socket_timeout"] = self._timeout if module is redis.connection else None
+        if "path" not in options:
+            options["host"], options["port"] = node
+        kind = getattr(module, self._kind)
+        taken = {name for base in kind.__mro__ if base is not object for name in signature(base.__init__).parameters}
+        return kind(**{name: option for name, option in options.items() if name in taken})
+
+
+_inherited: Final[list[Any]] = []
+"""Connections of the parent process, which must be neither closed nor collected here."""
+
+
+class LoopLinks:
+    """The connections of one event loop. They are closed as it shuts down."""
+
+    def __init__(self, loops: dict[AbstractEventLoop, LoopLinks], loop: AbstractEventLoop) -> None:
+        self._loops = loops
+        self._loop = loop
+        self._closing = self._closed_with_the_loop()
+        self._unfinished: set[Task[None]] = set()
+        self.idle: dict[Node, list[Any]] = {}
+        self.room = Semaphore(_MOST_CONNECTIONS)
+
+    async def open(self) -> None:
+        await anext(self._closing)
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something in the background."""
+        task = self._loop.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+
+    async def _closed_with_the_loop(self) -> AsyncGenerator[None]:
+        """`asyncio.run` and its like close the asynchronous generators of their loop before it ends."""
+        try:
+            yield
+        finally:
+            self._loops.pop(self._loop, None)
+            others = self._unfinished - {asyncio.current_task()}
+            if others:
+                await asyncio.wait(others)
+            for idle in self.idle.values():
+                while idle:
+                    await idle.pop().disconnect(nowait=True)
+
+    def close_soon(self) -> None:
+        """Have the loop close the connections, if it still runs."""
+        try:
+            self._loop.call_soon_threadsafe(lambda: self.finish(self._closing.aclose()))
+        except RuntimeError:
+            self.abandon_if_closed()
+
+    def abandon_if_closed(self) -> None:
+        """Let go of the connections of a loop that was closed without shutting down."""
+        if not self._loop.is_closed():
+            return
+        self._loops.pop(self._loop, None)
+        for idle in self.idle.values():
+            while idle:
+                connection = idle.pop()
+                writer, connection._writer = connection._writer, None
+                if writer is not None:
+                    _close_without_loop(writer.transport)
+
+
+class Waiting:
+    """One thing said to a server on an event loop, and the wait for its reply."""
+
+    __slots__ = ("_connection", "_links", "_owner", "_step", "links")
+
+    def __init__(self, owner: Links, links: LoopLinks, step: Send) -> None:
+        self._owner = owner
+        self.links = links
+        self._step = step
+        self._connection: Any = None
+
+    async def said(self) -> Any:
+        links, node = self.links, self._step.node
+        async with links.room:
+            idle = links.idle.setdefault(node, [])
+            connection = idle.pop() if idle else self._owner.make_async(node)
+            try:
+                async with asyncio.timeout(self._owner.timeout):
+                    await _reopen_async_if_closed(connection)
+                    if self._step.asking:
+                        await connection.send_command("ASKING")
+                        await connection.read_response()
+                    await connection.send_packed_command([_packed(self._step.words)], check_health=False)
+                    reply = await connection.read_response(disconnect_on_error=False)
+            except CancelledError:
+                self._connection = connection
+                raise
+            except BaseException as error:
+                if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
+                    idle.append(connection)
+                else:
+                    await connection.disconnect(nowait=True)
+                if isinstance(error, TimeoutError):
+                    raise NoReply(f"no reply in {self._owner.timeout} s") from None
+                raise
+            idle.append(connection)
+            return reply
+
+    async def heard(self) -> Any:
+        """The reply, for which nobody waited to the end."""
+        connection = self._connection
+        if connection is None or not connection.is_connected:
+            raise LostConnection("cancelled before it was said")
+        try:
+            async with asyncio.timeout(self._owner.timeout):
+                return await connection.read_response(disconnect_on_error=False)
+        except TimeoutError:
+            raise NoReply(f"no reply in {self._owner.timeout} s") from None
+        finally:
+            await connection.disconnect(nowait=True)
+
+
+def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:
+    """The node of a cluster that a reply sends to, and whether for this once; None for any other error."""
+    if isinstance(error, AskError):
+        return (error.host or node[0], int(error.port)), not isinstance(error, MovedError)
+    words = str(error).split()
+    if len(words) == 3 and words[0] in ("MOVED", "ASK"):  # as redis-py 5 has it
+        host, _, port = words[2].rpartition(":")
+        return (host or node[0], int(port)), words[0] == "ASK"
+    return None
+
+
+def _packed(words: tuple[Any, ...]) -> bytes:
+    """Words as a command, in the protocol of Redis."""
+    if _pack is not None:
+        return _pack(words)
+    written = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n%b" % (len(written), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in written))
+
+
+def _reopen_if_closed(connection: Any) -> None:
+    """Close our end of a connection that the server has closed: it is opened again before anything is said."""
+    try:
+        if not connection.can_read():
+            return
+    except RedisError:
+        pass
+    connection.disconnect()
+
+
+async def _reopen_async_if_closed(connection: Any) -> None:
+    """The twin of `_reopen_if_closed`."""
+    if not connection.is_connected:
+        return
+    try:
+        look = getattr(connection, "can_read", None) or connection.can_read_destructive  # until redis-py 8
+        if not await look():
+            return
+    except RedisError:
+        pass
+    await connection.disconnect(nowait=True)
+
+
+def _close_without_loop(transport: Any) -> None:
+    """Close the socket of a transport whose loop is closed, which asyncio has no word for."""
+    try:
+        transport.abort()
+    except RuntimeError:  # as the loop is closed, but what can be done without it is done
+        pass
+    try:
+        transport._call_connection_lost(None)
+    except Exception:
+        pass  # a loop of another make, which closes its sockets as they are collected
+
+
+def _from_url(url: str) -> dict[str, Any]:
+    try:
+        options: dict[str, Any] = dict(cast("Any", redis.connection).parse_url(url))
+    except ValueError:
+        raise ValueError(
+            "the URL of a RedisStore is written redis://, rediss:// or unix://, such as redis://localhost:6379/0"
+        ) from None
+    kind = options.pop("connection_class", redis.connection.Connection)
+    return {**options, "kind": kind.__name__}
+
+
+def _from_client(client: Any) -> dict[str, Any]:
+    """The options of a client of redis-py, sync or asyncio, for a server or for a cluster."""
+    kind = "Connection"
+    if hasattr(client, "nodes_manager"):
+        node = client.get_default_node() or next(iter(client.nodes_manager.startup_nodes.values()))
+        given = {**getattr(client, "connection_kwargs", {}), **getattr(client.nodes_manager, "connection_kwargs", {})}
+        given |= {"host": node.host, "port": node.port}
+    elif hasattr(client, "connection_pool"):
+        given = client.connection_pool.connection_kwargs
+        kind = client.connection_pool.connection_class.__name__
+    else:
+        raise TypeError(f"RedisStore needs a URL or a client of redis-py, not {type(client).__name__}")
+    kind = getattr(given.get("connection_class"), "__name__", kind)
+    if given.get("ssl"):
+        kind = "SSLConnection"
+    if kind not in ("Connection", "SSLConnection", "UnixDomainSocketConnection"):
+        raise TypeError(f"RedisStore cannot make connections like the client's {kind}: give it the server's URL")
+    options = {name: given[name] for name in given if name in _DESCRIBING or name.startswith("ssl_")}
+    return {**{name: option for name, option in options.items() if option is not None}, "kind": kind}
+
+
+def _text(word: Any) -> str:
+    return word.decode() if isinstance(word, bytes) else "" if word is None else str(word)

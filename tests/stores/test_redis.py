@@ -1,0 +1,684 @@
+"""RedisStore on real Valkey servers: rules 5, 11, 21, 23 and 24, and what becomes of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from quotalimit import (
+    CalendarWindow,
+    MemoryStore,
+    RateLimiter,
+    RateLimitExceeded,
+    SlidingWindow,
+    StoreUnavailable,
+    TokenBucket,
+    TokenBudget,
+    clock,
+    limiters_of,
+    rate_limited,
+    store_from_url,
+    token_budget,
+)
+from quotalimit.errors import InvalidLimit
+from quotalimit.stores.redis import RedisStore
+from tests.helpers import reply
+
+from . import servers
+
+HOUR = 3_600_000_000
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"test-{uuid4()}"
+
+
+@pytest.fixture
+def url() -> str:
+    return servers.server().url
+
+
+@pytest.fixture
+def store(url: str, prefix: str) -> Iterator[RedisStore]:
+    store = RedisStore(url, prefix=prefix, timeout=10)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., servers.Server]]:
+    """Servers of the test's own, which it may kill."""
+    started: list[servers.Server] = []
+
+    def start(*options: str) -> servers.Server:
+        started.append(servers.Server(tmp_path / str(len(started)), *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A client of the server, to look and to meddle."""
+    with servers.server().client() as client:
+        yield client
+
+
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each call try a server that failed the last one."""
+    monkeypatch.setattr("quotalimit.stores.outage.PAUSE", 0.0)
+
+
+def commands(server: Any) -> dict[str, int]:
+    """How often each command was called by clients, by its name; those that scripts call are counted too."""
+    return {name.removeprefix("cmdstat_"): about["calls"] for name, about in server.info("commandstats").items()}
+
+
+# Rule 23: one round trip, time, TTL, slots
+
+
+def test_rule_23_all_layers_of_a_call_are_one_round_trip(store: RedisStore, server: Any) -> None:
+    @rate_limited("100/minute", key="address", store=store, name="address")
+    @rate_limited(TokenBucket("20/minute"), "50/hour", key="user", store=store, name="user")
+    @token_budget("10_000/day", key="user", reserve=10, store=store, name="tokens")
+    def chat(address: str, user: str) -> Any:
+        return reply(3)
+
+    chat("192.0.2.1", "alice")
+    server.config_resetstat()
+    for _ in range(5):
+        chat("192.0.2.1", "alice")
+    evals = commands(server)["evalsha"]
+    assert evals == 10  # the question and the settlement of each
+    assert limiters_of(chat)[2].peek("alice").used == 18
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_23_a_settlement_goes_with_the_next_question(store: RedisStore, server: Any, mode: str) -> None:
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 50)
+    server.config_resetstat()
+    hold.settle(20)
+    used = budget.peek("alice").used if mode == "sync" else asyncio.run(budget.peek_async("alice")).used
+    assert used == 20
+    assert commands(server)["evalsha"] == 1
+
+
+def test_rule_23_every_key_expires(store: RedisStore, server: Any, prefix: str) -> None:
+    limits = [SlidingWindow("5/minute"), CalendarWindow("9/day"), TokenBucket("6/minute"), CalendarWindow("9/year")]
+    limiter = RateLimiter(*limits, name="rates", store=store)
+    budget = TokenBudget(*limits, name="tokens", store=store)
+
+    @rate_limited("5/minute", "9/hour", key="user", name="plain", store=store)
+    def plain(user: str) -> None: ...
+
+    plain("alice")
+    limiter.acquire("alice")
+    limiter.acquire("bob", 3)
+    with budget.reserve("alice", 2) as hold:
+        hold.settle(60)
+    budget.reserve("bob", 1)
+    for key in ("alice", "carol"):
+        limiter.reset(key)
+        budget.reset(key)
+    budget.charge("dave", 2)
+    keys = list(server.scan_iter(f"{prefix}:*"))
+    assert len(keys) >= 14
+    assert {key: server.pttl(key) for key in keys if server.pttl(key) <= 0} == {}
+    assert server.pttl(f"{prefix}:{{sbob}}:rates:0:sliding:60000000") <= 61_000
+
+
+def test_rule_23_a_debt_outlives_its_period(store: RedisStore, server: Any, prefix: str) -> None:
+    budget = TokenBudget(TokenBucket("10/minute"), name="tokens", store=store)
+    with budget.reserve("alice", 1) as hold:
+        hold.settle(100)
+    assert 590_000 < server.pttl(f"{prefix}:{{salice}}:tokens:0:bucket:60000000") <= 602_000
+
+
+@pytest.mark.parametrize("wrong", [HOUR, -HOUR, 400 * 24 * HOUR])
+@pytest.mark.parametrize("limit", ["5/minute", CalendarWindow("5/day", tz="Asia/Kathmandu"), TokenBucket("5/day")])
+def test_rule_23_a_client_with_a_wrong_clock_changes_nothing(
+    url: str, prefix: str, limit: Any, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, off = (RateLimiter(limit, name="chat", store=RedisStore(url, prefix=prefix)) for _ in range(2))
+    really = clock.now
+    for number in range(5):
+        monkeypatch.setattr(clock, "now", really if number % 2 else lambda: really() + wrong)
+        (right if number % 2 else off).acquire("alice")
+    for limiter, now in ((right, really), (off, lambda: really() + wrong)):
+        monkeypatch.setattr(clock, "now", now)
+        with pytest.raises(RateLimitExceeded) as refusal:
+            limiter.acquire("alice")
+        assert abs(refusal.value.reset_at.timestamp() - time.time()) < 86_500
+
+
+def test_rule_23_a_script_that_the_server_has_forgotten_is_sent_again(store: RedisStore, server: Any) -> None:
+    limiter = RateLimiter("3/minute", name="chat", store=store)
+    assert limiter.allow("alice")
+    server.script_flush()
+    assert limiter.allow("alice")
+    server.script_flush()
+    assert asyncio.run(limiter.allow_async("alice"))
+    assert not limiter.allow("alice")
+
+
+HOSTILE = ["{", "}", "{}", "a{b}c", "}{", "%7B", "{s}", b"\0\r\n{", "𝕊" * 90, ("a", "{b}"), "%", ""]
+
+
+def test_rule_23_keys_of_one_identity_share_a_slot_whatever_it_is(store: RedisStore, server: Any, prefix: str) -> None:
+    limiter = RateLimiter("9/minute", CalendarWindow("9/day"), TokenBucket("9/hour"), name="a}b{c", store=store)
+    for number, key in enumerate(HOSTILE):
+        for _ in range(number % 3 + 1):
+            limiter.acquire(key)
+    keys = list(server.scan_iter(f"{prefix}:*"))
+    assert len(keys) == 3 * len(HOSTILE)
+    slots = [redis.crc.key_slot(key) for key in keys]
+    assert max(slots.count(slot) for slot in slots) >= 3
+    assert all(slots.count(slot) % 3 == 0 for slot in slots)
+    assert [limiter.peek(key).used for key in HOSTILE] == [number % 3 + 1 for number in range(len(HOSTILE))]
+
+
+# Clusters
+
+
+@pytest.fixture
+def cluster_store(prefix: str) -> Iterator[RedisStore]:
+    store = RedisStore(servers.cluster().url, prefix=prefix, timeout=10)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_2_what_one_slot_took_is_given_back_when_another_refuses(cluster_store: RedisStore, mode: str) -> None:
+    @rate_limited("1/hour", key="address", store=cluster_store, name="address")
+    @rate_limited("9/hour", key="user", store=cluster_store, name="user")
+    @token_budget("90/day", key="user", reserve=10, store=cluster_store, name="tokens")
+    def chat(address: str, user: str) -> Any:
+        return reply(10)
+
+    @rate_limited("9/hour", key="user", store=cluster_store, name="user 2")
+    @token_budget("90/day", key="user", reserve=10, store=cluster_store, name="tokens 2")
+    @rate_limited("1/hour", key="address", store=cluster_store, name="address 2")
+    async def chat_async(address: str, user: str) -> Any:
+        return reply(10)
+
+    users = [f"user {number}" for number in range(8)]  # on all nodes
+    for number, user in enumerate(users):
+        call: Callable[[], Any] = lambda user=user: (  # noqa: E731
+            chat("192.0.2.1", user) if mode == "sync" else asyncio.run(chat_async("192.0.2.1", user))
+        )
+        if number:
+            with pytest.raises(RateLimitExceeded):
+                call()
+        else:
+            call()
+    limiters = limiters_of(chat if mode == "sync" else chat_async)
+    rate, tokens = (next(limiter for limiter in limiters if limiter.name.startswith(name)) for name in ("user", "tok"))
+    assert [rate.peek(user).used for user in users] == [1] + [0] * 7
+    assert [tokens.peek(user).used for user in users] == [10] + [0] * 7
+
+
+def test_a_cluster_that_has_moved_a_slot_is_followed(cluster_store: RedisStore) -> None:
+    limiter = RateLimiter("50/hour", name="chat", store=cluster_store)
+    keys = [f"user {number}" for number in range(20)]
+    for key in keys:
+        limiter.acquire(key)
+    first, second, third = cluster_store._links._nodes
+    rotated = {first: second, second: third, third: first}
+    cluster_store._links._slots = {slot: rotated[node] for slot, node in cluster_store._links._slots.items()}
+    for key in keys:
+        limiter.acquire(key)
+    cluster_store._links._slots = {slot: rotated[node] for slot, node in cluster_store._links._slots.items()}
+    assert {asyncio.run(limiter.acquire_async(key)).used for key in keys} == {3}
+
+
+def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: RedisStore) -> None:
+    limiter = RateLimiter("50/hour", name="chat", store=cluster_store)
+    limiter.acquire("somebody")
+    slot = redis.crc.key_slot(b"{salice}")
+    links = cluster_store._links
+    source = links._slots[slot]
+    target = next(node for node in links._nodes if node != source)
+    with redis.Redis(port=source[1]) as old, redis.Redis(port=target[1]) as new:
+        try:
+            new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old.execute_command("CLUSTER", "MYID"))
+            old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new.execute_command("CLUSTER", "MYID"))
+            new.script_flush()
+            limiter.acquire("alice")
+            assert asyncio.run(limiter.acquire_async("alice")).used == 2
+            assert links._slots[slot] == source
+            assert new.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
+        finally:
+            for node in (old, new):
+                node.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+# Rule 5: exactly N
+
+
+def _hammer(url: str, prefix: str, calls: int, answers: Any) -> None:
+    store = RedisStore(url, prefix=prefix, timeout=20)
+    limiter = RateLimiter("100/hour", name="chat", store=store)
+    budget = TokenBudget("1_000_000/day", name="tokens", store=store)
+    admitted: list[int] = []
+
+    def call() -> None:
+        for number in range(calls):
+            if limiter.allow("everyone"):
+                admitted.append(1)
+            with budget.reserve("everyone", 10) as hold:
+                hold.settle(number)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.close()
+    answers.put(len(admitted))
+
+
+def test_rule_5_four_processes_of_four_threads_admit_exactly_n(url: str, prefix: str, store: RedisStore) -> None:
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [context.Process(target=_hammer, args=(url, prefix, 30, answers)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    admitted = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(admitted) == 100
+    budget = TokenBudget("1_000_000/day", name="tokens", store=store)
+    assert budget.peek("everyone").used == 16 * sum(range(30))
+
+
+async def test_rule_5_fifty_tasks_admit_exactly_n(store: RedisStore) -> None:
+    limiter = RateLimiter("70/hour", name="chat", store=store)
+    budget = TokenBudget("1_000_000/day", name="tokens", store=store)
+
+    async def call(number: int) -> bool:
+        async with budget.reserve_async("everyone", 100) as hold:
+            hold.settle(number)
+        return await limiter.allow_async("everyone")
+
+    assert sum(await asyncio.gather(*map(call, range(150)))) == 70
+    assert (await budget.peek_async("everyone")).used == sum(range(150))
+
+
+# Rule 24: a server that does not answer
+
+
+def test_rule_24_a_server_that_is_not_there_fails_closed_without_telling_the_password(prefix: str) -> None:
+    url = f"redis://alice:s3cret@127.0.0.1:{servers.free_port()}/3"
+    limiter = RateLimiter("5/minute", name="chat", store=RedisStore(url, prefix=prefix))
+    with pytest.raises(StoreUnavailable, match=r"Redis at 127\.0\.0\.1:\d+/3 cannot answer") as failure:
+        limiter.acquire("alice")
+    assert "s3cret" not in f"{failure.value!r} {failure.value} {limiter.bound().store!r}"
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(limiter.acquire_async("alice"))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_a_server_that_hangs_is_given_up_after_the_timeout(prefix: str, mode: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        store = RedisStore(f"redis://127.0.0.1:{deaf.getsockname()[1]}", prefix=prefix, timeout=0.2)
+        limiter = RateLimiter("5/minute", name="chat", store=store)
+        with pytest.raises(StoreUnavailable):
+            limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
+        store.close()
+
+
+def test_rule_24_another_store_is_asked_instead_until_the_server_is_back(
+    own_server: Callable[..., servers.Server], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    server = own_server()
+    store = RedisStore(server.url, prefix=prefix, on_unavailable=MemoryStore())
+    limiter = RateLimiter("2/hour", name="chat", store=store)
+    assert [limiter.allow("alice") for _ in range(3)] == [True, True, False]
+    server.kill()
+    assert [limiter.allow("alice") for _ in range(3)] == [True, True, False]
+    server.start()
+    assert [limiter.allow("alice") for _ in range(3)] == [True, True, False]
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_23_a_server_that_is_killed_between_calls_is_found_again_with_all_counts(
+    own_server: Callable[..., servers.Server], prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    server = own_server("--appendonly", "yes", "--appendfsync", "always")
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("4/hour", name="chat", store=store)
+    budget = TokenBudget("100/day", name="tokens", store=store)
+
+    async def run() -> None:
+        async def call(method: str, *arguments: Any) -> Any:
+            if mode == "sync":
+                return getattr(limiter, method)(*arguments)
+            return await getattr(limiter, f"{method}_async")(*arguments)
+
+        assert await call("allow", "alice")
+        hold = budget.reserve("alice", 60)
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+        assert await call("allow", "alice")  # without an error: the server had closed the connection
+        server.kill()
+        with pytest.raises(StoreUnavailable):
+            await call("allow", "alice")
+        hold.settle(25)
+        with pytest.raises(StoreUnavailable):
+            await call("peek", "alice")
+        server.start()
+        assert [await call("allow", "alice") for _ in range(3)] == [True, True, False]
+        assert budget.peek("alice").used == 25
+
+    asyncio.run(run())
+    store.close()
+
+
+def test_a_server_without_persistence_starts_anew_after_a_kill(
+    own_server: Callable[..., servers.Server], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    server = own_server()
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("1/hour", name="chat", store=store)
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    assert limiter.allow("alice")
+    hold = budget.reserve("alice", 60)
+    server.kill()
+    with pytest.raises(StoreUnavailable):
+        limiter.allow("alice")
+    server.start()
+    hold.settle(80)
+    assert [limiter.allow("alice") for _ in range(2)] == [True, False]
+    assert budget.peek("alice").used == 0
+    store.close()
+
+
+class Wire:
+    """A server between the store and Valkey that drops the connection instead of handing on a chosen reply."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.lose = b"\0never"
+        self.lost = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(near,), daemon=True).start()
+
+    def _relay(self, near: socket.socket) -> None:
+        with suppress(OSError), near, socket.create_connection(("127.0.0.1", self._port)) as far:
+            while said := near.recv(1 << 20):
+                far.sendall(said)
+                heard = far.recv(1 << 20)
+                if self.lose in said:
+                    self.lost += 1
+                    self.lose = b"\0never"
+                    return
+                near.sendall(heard)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    wire = Wire(servers.server().port)
+    yield wire
+    wire.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_11_a_settlement_whose_reply_was_lost_is_made_once(
+    wire: Wire, prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    store = RedisStore(wire.url, prefix=prefix, timeout=10)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+
+    async def run() -> None:
+        for units in (10, 20, 30):
+            if mode == "sync":
+                with budget.reserve("alice", 100) as hold:
+                    wire.lose = b"journal"
+                    hold.settle(units)
+            else:
+                async with budget.reserve_async("alice", 100) as hold:
+                    wire.lose = b"journal"
+                    hold.settle(units)
+            assert store.behind
+
+    asyncio.run(run())
+    assert wire.lost == 3
+    assert budget.peek("alice").used == 60
+    assert not store.behind
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_question_whose_reply_was_lost_is_not_asked_again(
+    wire: Wire, prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its charge may stay, as that of a holder who died; no call is charged twice."""
+    no_pause(monkeypatch)
+    store = RedisStore(wire.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("9/day", name="chat", store=store)
+    limiter.acquire("alice")
+    wire.lose = b"salice"
+    with pytest.raises(StoreUnavailable):
+        limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
+    assert limiter.peek("alice").used == 2
+    store.close()
+
+
+# Connections
+
+
+def test_one_store_serves_threads_and_one_loop_after_another(store: RedisStore) -> None:
+    """Without a word of closed loops or of anything left unclosed: warnings are errors."""
+    limiter = RateLimiter("100/hour", name="chat", store=store)
+
+    async def calls() -> None:
+        await asyncio.gather(*(limiter.acquire_async("alice") for _ in range(5)))
+
+    for _ in range(3):
+        asyncio.run(calls())
+        limiter.acquire("alice")
+        thread = threading.Thread(target=lambda: asyncio.run(calls()))
+        thread.start()
+        thread.join()
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(calls())
+        loop.close()
+        gc.collect()
+    assert limiter.peek("alice").used == 48
+    assert sum(not loop.is_closed() for loop in store._links._loops) == 0
+
+
+async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server: Any) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+
+    async def hold() -> None:
+        await budget.reserve_async("alice", 100)
+
+    await limiter.acquire_async("alice")
+    for wait in range(12):
+        for call in (limiter.acquire_async("alice"), hold()):
+            task = asyncio.ensure_future(call)
+            for _ in range(wait // 2):
+                await asyncio.sleep(0)
+            if not task.done():
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+    links = store._links._loops[asyncio.get_running_loop()]
+    while links._unfinished:
+        await asyncio.wait(links._unfinished)
+    assert (await limiter.peek_async("alice")).used == 1
+    assert (await budget.peek_async("alice")).used == 0
+
+
+@pytest.mark.parametrize("kind", ["cluster", "single"])
+def test_a_fork_shares_no_socket(kind: str, url: str, prefix: str) -> None:
+    store = RedisStore(servers.cluster().url if kind == "cluster" else url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("1_000/hour", name="chat", store=store)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+    limiter.acquire("alice")
+    hold = budget.reserve("alice", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks beside threads
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            hold.settle(999)  # the parent's to settle
+            for _ in range(50):
+                limiter.acquire("alice")
+            asyncio.run(limiter.acquire_async("alice"))
+            status = 0
+        finally:
+            os._exit(status)
+    for _ in range(50):
+        limiter.acquire("alice")
+    assert os.waitpid(child, 0)[1] == 0
+    hold.settle(7)
+    assert limiter.peek("alice").used == 102
+    assert budget.peek("alice").used == 7
+    store.close()
+
+
+def test_a_unix_socket_and_a_password(own_server: Callable[..., servers.Server], prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    own_server("--unixsocket", str(path))
+    limiter = RateLimiter("2/hour", name="chat", store=RedisStore(f"unix://{path}", prefix=prefix))
+    assert [limiter.allow("alice"), asyncio.run(limiter.allow_async("alice")), limiter.allow("alice")] == [1, 1, 0]
+    server = own_server()
+    with server.client() as client:
+        client.config_set("requirepass", "s3cret")
+    right = RateLimiter("2/hour", name="chat", store=store_from_url(f"redis://:s3cret@127.0.0.1:{server.port}"))
+    assert [right.allow("alice"), asyncio.run(right.allow_async("alice")), right.allow("alice")] == [1, 1, 0]
+    wrong = RateLimiter("2/hour", name="chat", store=RedisStore(f"redis://:wr0ng@127.0.0.1:{server.port}"))
+    with pytest.raises(StoreUnavailable) as failure:
+        wrong.allow("alice")
+    assert "wr0ng" not in str(failure.value)
+
+
+def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) -> None:
+    port = servers.server().port
+    node = servers.cluster().nodes[0].port
+    clients: list[Callable[[], Any]] = [
+        lambda: redis.Redis(port=port, decode_responses=True),
+        lambda: redis.asyncio.Redis.from_url(url),
+        lambda: redis.RedisCluster("127.0.0.1", node),
+        lambda: redis.asyncio.RedisCluster("127.0.0.1", node),
+    ]
+
+    async def run() -> None:
+        for number, make in enumerate(clients):
+            client = make()
+            store = RedisStore(client, prefix=prefix, timeout=10)
+            limiter = RateLimiter("2/hour", name=f"chat {number}", store=store)
+            assert [limiter.allow("al"), await limiter.allow_async("al"), limiter.allow("al")] == [True, True, False]
+            store.close()
+            if number % 2:
+                await client.aclose()
+            else:
+                client.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("hello", [b"redis", b"valkey"])
+def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = [b"server", hello, b"version", b"6.2.1" if hello == b"redis" else b"7.2.4", b"mode", b"standalone"]
+    store = RedisStore("redis://nowhere")
+    monkeypatch.setattr(store._links, "_said", lambda _: old)
+    with pytest.raises(StoreUnavailable, match="needs Redis 7 or Valkey 8"):
+        RateLimiter("5/minute", name="chat", store=store).acquire("alice")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"server": "http://localhost"}, ValueError, "redis://"),
+        ({"server": 7}, TypeError, "a URL or a client"),
+        ({"prefix": "a{b"}, ValueError, "braces"),
+        ({"prefix": ""}, ValueError, "prefix"),
+        ({"timeout": 0}, ValueError, "timeout"),
+        ({"on_unavailable": "never"}, ValueError, "on_unavailable"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        RedisStore(**{"server": "redis://localhost", **arguments})
+
+
+def test_without_redis_py_it_is_said_what_to_install() -> None:
+    code = "import sys; sys.modules['redis'] = None; import quotalimit.stores.redis"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "ImportError: RedisStore needs redis-py: pip install 'quotalimit[redis]'" in run.stderr
+
+
+def test_rule_21_a_local_function_needs_a_name(store: RedisStore) -> None:
+    with pytest.raises(InvalidLimit, match="name="):
+
+        @rate_limited("5/minute", key="user", store=store)
+        def local(user: str) -> None: ...
+
+
+# Memory of the server
+
+
+def test_a_sliding_window_keeps_eleven_bytes_a_call(store: RedisStore, server: Any, prefix: str) -> None:
+    limiter = RateLimiter("1_000/hour", name="chat", store=store)
+    for _ in range(1_000):
+        limiter.acquire("alice")
+    limiter.acquire("bob")
+    assert server.memory_usage(f"{prefix}:{{salice}}:chat:0:sliding:3600000000", samples=0) <= 11_000
+    assert server.memory_usage(f"{prefix}:{{sbob}}:chat:0:sliding:3600000000", samples=0) <= 200
+
+
+def test_what_is_out_of_the_window_leaves_the_server(url: str, prefix: str, server: Any) -> None:
+    now = 1_800_000_000_000_000
+    store = RedisStore(url, prefix=prefix, clock=lambda: now)
+    units = RateLimiter("20/second", name="units", store=store)
+    held = TokenBudget(SlidingWindow("40/second"), name="held", store=store)
+    for _ in range(600):
+        now += 50_000
+        units.acquire("alice")
+        held.charge("alice", 2)
+    assert server.llen(f"{prefix}:{{salice}}:units:0:sliding:1000000") < 60
+    assert server.memory_usage(f"{prefix}:{{salice}}:held:0:sliding:1000000", samples=0) < 1_500
+    store.close()
