@@ -202,10 +202,11 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
             passed = clock.now() - before  # the store's clock need not agree with ours
-            if not rang and passed <= 0:  # a clock that stands still: what was slept has passed all the same
-                passed = nap
+            if passed < 0:  # the clock stepped back, and the store dates anew what it is asked
+                slept_until = 0
+            elif not rang and passed == 0:  # a clock that stands still: what was slept has passed all the same
                 slept_until = answer.now + nap
-            answer.now += max(passed, 0)
+            answer.now += nap if not rang and passed <= 0 else max(passed, 0)
     finally:
         lines.leave(waiter)
         for place in deadlines:

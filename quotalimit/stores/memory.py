@@ -74,8 +74,7 @@ class MemoryStore(Store):
                     if key in counts.open:
                         return False
                     return decision(counts.name, limit, 1, before, now, limit.fits(before, 1, now), "exhausted")
-                if after is not before:
-                    counts.young[key] = after
+                counts.young[key] = after
                 return True
 
         return admits
@@ -105,15 +104,20 @@ class MemoryStore(Store):
         stripes = self._stripes_of(claims)
         return _locked(stripes, lambda: _peek(claims, stripes))
 
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for settlement in settlements:
             stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
-            if stripe.lock.locked():
-                stripe.late.append(settlement)
-            else:
-                with stripe.lock:
+            taken: list[bool] = []
+            try:
+                taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
+                if taken[0]:
                     stripe.settle(settlement, wait=False)
-        if self.lines:
+                else:
+                    stripe.late.append(settlement)
+            finally:
+                if taken and taken[0]:
+                    stripe.lock.release()
+        if ring and self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
 
@@ -217,7 +221,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if claim.before:
                     state = counts.load(identity, now)
                 after, mark = claim.limit.take(state, cost, now)
-                if after is not state:
+                if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
                     charge = Charge(claim, mark, cost, borrowed)
@@ -248,8 +252,7 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
     charges: list[Charge] = []
     for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
-        if after is not state:
-            counts.young[key] = after
+        counts.young[key] = after
         if holds:
             charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
             counts.hold(key, charge)
@@ -330,12 +333,10 @@ class MemoryCounts:
         state = self.young.get(identity)
         if state is not None:
             return True, state
-        if not self._moving.acquire(blocking=False):
+        if self._moving.locked():
             return False, None
-        try:
+        with self._moving:
             return True, self._bring_back(identity)
-        finally:
-            self._moving.release()
 
     def _bring_back(self, identity: Identity) -> State:
         state = self._old.pop(identity, None)
@@ -397,9 +398,10 @@ class MemoryCounts:
     def sweep(self, now: int, batch: int = _SWEEP) -> None:
         """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
-        if limit is None or not self._moving.acquire(blocking=False):
+        if limit is None or self._moving.locked():
             return
-        try:
+        with self._moving:
+            now = clock.now()
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
@@ -411,8 +413,6 @@ class MemoryCounts:
                 self._retire_at = now + period
             self.swept_at = now
             self.sweep_at = now if self._old else self._retire_at
-        finally:
-            self._moving.release()
 
 
 def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:
@@ -435,6 +435,6 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
         change, charge.open, charge.held = used - charge.held, False, 0
         if change:
             state = limit.adjust(state, charge.mark, change, now)
-    if state is not before:
+    if state is not None:
         counts.young[identity] = state
     return True
