@@ -7,6 +7,7 @@ is written once, as a generator that says what it needs next; a driver for threa
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Hashable, Sequence
@@ -79,6 +80,11 @@ class Lines:
     def __bool__(self) -> bool:
         return bool(self.standing)
 
+    def forget(self) -> None:
+        """In the child of a fork, where the threads that wait are no more."""
+        self._lock = threading.Lock()
+        self.standing.clear()
+
     def join(self, waiter: Waiter) -> None:
         with self._lock:
             for place, need in waiter.needs.items():
@@ -145,6 +151,9 @@ class Lines:
 
 LINES: Final = Lines()
 """One for all stores, so that a call may stand in lines of several without ever waiting for itself."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=LINES.forget)
 
 
 class Ask:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm, State
@@ -39,11 +41,24 @@ class MemoryStore(Store):
             raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
         self._max_keys = max_keys
         self._stripes = [Stripe() for _ in range(_STRIPES)]
+        self._places: WeakSet[MemoryCounts] = WeakSet()
+        _stores.add(self)
 
     def counts(self, owner: Owner, position: int, limit: Algorithm) -> MemoryCounts:
-        counts: MemoryCounts = self.names.find(owner, position, limit, lambda: MemoryCounts(owner.name, self._max_keys))
+        def make() -> MemoryCounts:
+            self._places.add(counts := MemoryCounts(owner.name, self._max_keys))
+            return counts
+
+        counts: MemoryCounts = self.names.find(owner, position, limit, make)
         counts.serve(limit)
         return counts
+
+    def after_fork(self) -> None:
+        """In the child of a fork: a lock that a thread of the parent held at that moment would stay taken for ever."""
+        for stripe in self._stripes:
+            stripe.lock = threading.Lock()
+        for counts in tuple(self._places):
+            counts.renew_lock()
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         stripes = self._stripes_of(claims)
@@ -164,9 +179,10 @@ class Stripe:
             self.latest = now
         self.late += settlements
         for _ in range(len(self.late)):
-            charge, used = settlement = self.late.pop(0)
+            charge, used = settlement = self.late[0]
             if charge.open and not _close(charge, used, now, has_stepped_back, wait):
                 self.late.append(settlement)
+            del self.late[0]  # only now, for an interrupt may come at any moment
 
 
 def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
@@ -294,6 +310,7 @@ class MemoryCounts:
         "_old",
         "_retire_at",
         "_slowest",
+        "__weakref__",
         "name",
         "open",
         "sweep_at",
@@ -319,6 +336,9 @@ class MemoryCounts:
             if self._slowest is None or limit.rate.amount < self._slowest.rate.amount:
                 self._slowest = limit
 
+    def renew_lock(self) -> None:
+        self._moving = threading.Lock()
+
     def load(self, identity: Identity, now: int) -> State:
         if not self.swept_at <= now < self.sweep_at:
             self.sweep(now)
@@ -335,7 +355,7 @@ class MemoryCounts:
             return True, state
         if self._moving.locked():
             return False, None
-        with self._moving:
+        with self._moving:  # which no interrupt can leave taken, as it can what is acquired by hand
             return True, self._bring_back(identity)
 
     def _bring_back(self, identity: Identity) -> State:
@@ -401,7 +421,7 @@ class MemoryCounts:
         if limit is None or self._moving.locked():
             return
         with self._moving:
-            now = clock.now()
+            now = clock.now()  # late: what was charged while this thread was not running is not of the future
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
@@ -432,9 +452,26 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
         for lender, change in close(charge, used):
             state = limit.adjust(state, lender.mark, change, now)
     else:
-        change, charge.open, charge.held = used - charge.held, False, 0
-        if change:
+        change = used - charge.held
+        if (
+            change > 0
+        ):  # before the charge is closed: where an interrupt comes between, it is settled again, not forgotten
+            counts.young[identity] = state = limit.adjust(state, charge.mark, change, now)
+        charge.open, charge.held = False, 0
+        if change < 0:
             state = limit.adjust(state, charge.mark, change, now)
     if state is not None:
         counts.young[identity] = state
     return True
+
+
+_stores: Final[WeakSet[MemoryStore]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for store in tuple(_stores):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
