@@ -17,6 +17,7 @@ from quotalimit.errors import (
     TokenBudgetExceeded,
 )
 from quotalimit.estimation import estimate_tokens
+from quotalimit.events import Event, log_event, on_event
 from quotalimit.failures import KEEP, RELEASE, read_error
 from quotalimit.holds import Hold
 from quotalimit.keys import everyone, ip_key
@@ -37,6 +38,7 @@ __all__ = [
     "UNLIMITED",
     "CalendarWindow",
     "Decision",
+    "Event",
     "Hold",
     "InvalidKey",
     "InvalidLimit",
@@ -62,6 +64,8 @@ __all__ = [
     "everyone",
     "ip_key",
     "limiters_of",
+    "log_event",
+    "on_event",
     "rate_limited",
     "read_error",
     "read_usage",

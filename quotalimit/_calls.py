@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quotalimit._layers import Layer, RateLayer, TokenLayer
-from quotalimit.decision import Decision
+from quotalimit.decision import Decision, slowest
 from quotalimit.estimation import tokens_of, weigh_answer, weigh_arguments
+from quotalimit.events import Event, Kind, listeners, tell, tell_later
 from quotalimit.failures import KEEP, RELEASE, Verdict
-from quotalimit.keys import Identity
+from quotalimit.keys import Identity, Key
 from quotalimit.providers import field
 from quotalimit.recording import Recorder, sources_of, unfinished
 from quotalimit.settlement import Settlement, Source
@@ -32,6 +33,9 @@ class Part:
     """The weight of what was written since usage was last told."""
 
     verdict: Verdict = KEEP
+
+    key: Key | None = None
+    """Whose call it is; None unless somebody listened when it began."""
 
     def __init__(self, layer: Layer, store: Store, reserve: int) -> None:
         self.layer = layer
@@ -69,6 +73,9 @@ class Call(Recorder):
     _read_from: tuple[object, ...] = ()
     _written = 0
     _cut = False
+    _dropped = False
+    """Whether this may be the work of a finalizer, in which no listener is called."""
+
     _unflushed: Sequence[Store] = ()
     """The stores that have yet to keep what was settled."""
 
@@ -132,7 +139,7 @@ class Call(Recorder):
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
         if not self._end():
             return []
-        self._cut = True
+        self._cut = self._dropped = True
         return self._settle(None)
 
     def finish_as(self, reading: Reading | None, sources: tuple[object, ...] = ()) -> list[Settlement]:
@@ -169,9 +176,15 @@ class Call(Recorder):
     def release(self) -> None:
         """Give back all that is held: the body of the call never ran."""
         if self._end():
+            self._dropped = True
             for part in self._parts:
                 part.verdict = RELEASE
             self._settle(None)
+
+    def join(self, other: Call) -> None:
+        """Settle another call, which began with this one and has not run, together with this one."""
+        self._parts = [*self._parts, *other._parts]
+        self.records = self.records or other.records
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
         """The open charges on a count of this call and of those that it runs in, nearest first."""
@@ -225,6 +238,8 @@ class Call(Recorder):
         self._arguments, self._result, self._read_from = (), None, ()
         if self.recorded or self.has_sources:
             self.forget()
+        if listeners and not self._dropped:
+            tell()
         return settled
 
     def _owed(self, charge: Charge, used: int) -> int:
@@ -279,7 +294,20 @@ def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:
     settlement = Settlement(part.layer.limiter.name, used, charged, part.reserve, source)
     for decision in part.decisions:
         decision.settlement = settlement
+    if listeners:
+        _tell_later(part, settlement)
     return settlement
+
+
+def _tell_later(part: Part, settlement: Settlement) -> None:
+    decision = slowest(part.decisions) if part.decisions else None
+    kinds: list[Kind] = ["settled"]
+    if settlement.overrun and isinstance(part.layer, TokenLayer) and part.layer.reserves:
+        kinds.append("overrun")
+    for kind in kinds:
+        tell_later(
+            Event(kind, settlement.name, part.key, decision, settlement=settlement, enforced=part.layer.enforced)
+        )
 
 
 def lenders(recorder: Recorder | None, counts: Counts, identity: Identity) -> list[Charge]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
 from quotalimit._layers import Layer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
-from quotalimit.decision import Decision, collectors
+from quotalimit.decision import Decision, collectors, slowest
 from quotalimit.errors import LimitExceeded
+from quotalimit.events import Event, Kind, events_of, listeners, tell
 from quotalimit.keys import PLAIN, Key
 from quotalimit.limiters import Binding, Limiter, hand_over
 from quotalimit.recording import running
@@ -52,7 +53,7 @@ class Guard:
             return admit(asked), None
         if not asked.store.blocking:
             asked.store.lines.announce(asked.claims)
-            answer = asked.store.acquire(asked.claims, report=bool(collectors()))
+            answer = asked.store.acquire(asked.claims, report=is_reported())
             if not is_worth_waiting(answer, asked.claims):
                 return asked.admitted(answer), None
         return None, partial(admit_async, asked)
@@ -67,8 +68,10 @@ class Guard:
 
 
 def _common(layers: Sequence[Layer]) -> Limiter | None:
-    layer = layers[0]
-    simple = len(layers) == 1 and not (layer.asks or layer.holds or layer.patience) and layer.amounts == (1, 1)
+    if len(layers) != 1:
+        return None
+    (layer,) = layers
+    simple = not (layer.asks or layer.holds or layer.patience) and layer.amounts == (1, 1)
     return layer.limiter if simple and len(layer.limiter.limits) == 1 else None
 
 
@@ -81,8 +84,8 @@ class Gatekeeper:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self._holding = [layer for layer in layers if layer.holds]
-        self._bindings: Sequence[Binding | None] = [None] * len(layers)
-        self._gates: Gates | None = None
+        self._bound: tuple[Sequence[Binding | None], Store | None, Gates | None] = ([None] * len(layers), None, None)
+        """Where the limiters were found, their store if it is one, and its gates: one value, for threads replace it."""
 
     @staticmethod
     def serves(layers: Sequence[Layer]) -> bool:
@@ -94,18 +97,19 @@ class Gatekeeper:
 
     def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
         """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
-        for layer, binding in zip(self._layers, self._bindings):  # noqa: B905 - a check costs a tenth of the loop
+        bindings, store, gates = self._bound
+        for layer, binding in zip(self._layers, bindings):  # noqa: B905 - a check costs a tenth of the loop
             if binding is None or layer.limiter.binding is not binding:
                 self._bind()
                 return None
-        if self._gates is None or running() is not None:
+        if store is None or gates is None or listeners or running() is not None:
             return None
-        charges = self._gates(keys)
+        charges = gates(keys)
         if charges is None:
             return None
         parts: list[Part] = []
         for layer, charge in zip(self._holding, charges):  # noqa: B905
-            part = Part(layer, layer.limiter.bound().store, charge.held)
+            part = Part(layer, store, charge.held)
             part.charges.append(charge)
             parts.append(part)
         return Call(None, parts, arguments)
@@ -118,8 +122,8 @@ class Gatekeeper:
             Ask(*binding.places[0], *layer.amounts, layer.holds)
             for layer, binding in zip(self._layers, bindings, strict=True)
         ]
-        self._gates = store.gates(asks) if all(binding.store is store for binding in bindings) else None
-        self._bindings = bindings
+        one = all(binding.store is store for binding in bindings)
+        self._bound = (bindings, store, store.gates(asks)) if one else (bindings, None, None)
 
 
 Owner: TypeAlias = tuple[Layer, Key, Part | None]
@@ -130,6 +134,9 @@ class Asked:
     """One call with all its keys and costs computed, before any store is asked."""
 
     __slots__ = ("_arguments", "_enclosing", "_owners", "_parts", "claims", "store")
+
+    enforced: ClassVar[bool] = True
+    """Whether the answer is for the caller."""
 
     def __init__(self, layers: Sequence[Layer], answers: Iterable[Any], arguments: Sequence[object]) -> None:
         self._arguments = arguments
@@ -190,8 +197,7 @@ class Asked:
         return Call(self._enclosing, self._parts, self._arguments) if self._parts else None
 
     def _hand_over(self, decisions: Sequence[Decision]) -> None:
-        self._label(enumerate(decisions))
-        hand_over(decisions)
+        self._publish("admitted", dict(enumerate(decisions)))
         for (_, _, part), decision in zip(self._owners, decisions, strict=True):
             if part is not None:
                 part.decisions.append(decision)
@@ -199,12 +205,32 @@ class Asked:
     def _hand_out(self, charges: Sequence[Charge]) -> None:
         """Give each part of the call the charges that it holds."""
         rest = iter(charges)
-        for claim, (layer, _, part) in zip(self.claims, self._owners, strict=True):
+        for _, _, part in self._owners:
             if part is not None:
                 part.charges.append(next(rest))
-            elif claim.holds:  # only until every store had admitted the call
-                charge = next(rest)
-                layer.limiter.bound().store.settle([(charge, charge.held)])
+
+    def _publish(self, kind: Kind, decisions: Mapping[int, Decision]) -> None:
+        """Hand decisions, each at the place of its claim, to those who collect them and those who listen."""
+        self._label(decisions.items())
+        if self.enforced:
+            hand_over(decisions.values())
+        if listeners:
+            self._tell(kind, decisions)
+
+    def _tell(self, kind: Kind, decisions: Mapping[int, Decision]) -> None:
+        """Tell the listeners what each limiter answered."""
+        places: dict[int, list[int]] = {}
+        for place in decisions:
+            places.setdefault(id(self._owners[place]), []).append(place)
+        events: list[Event] = []
+        for its in places.values():
+            layer, key, part = self._owners[its[0]]
+            if part is not None:
+                part.key = key
+            decision = slowest(decisions[place] for place in its)
+            waited = max(self.claims[place].waited for place in its)
+            events += events_of(kind, layer.limiter.name, key, decision, waited, enforced=self.enforced)
+        tell(*events)
 
     def _label(self, decisions: Iterable[tuple[int, Decision]]) -> None:
         """Say on decisions, each at the place of its claim, whose they are."""
@@ -214,8 +240,7 @@ class Asked:
 
     def _refusal(self, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
-        self._label(answer.refusals.items())
-        hand_over(answer.refusals.values())
+        self._publish("refused", answer.refusals)
         place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
         layer, key, _ = self._owners[place]
         return layer.limiter.exceeded(decision, key, tuple(answer.refusals.values()))
@@ -225,11 +250,16 @@ def admit(asked: Asked, *, report: bool = False) -> Call | None:
     """Ask the store for a call. Raises `LimitExceeded`, charging nothing, if it refuses."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(acquire(asked.store, asked.claims, report or bool(collectors())))
+    return asked.admitted(acquire(asked.store, asked.claims, report or is_reported()))
 
 
 async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
     """The twin of `admit`."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(await acquire_async(asked.store, asked.claims, report or bool(collectors())))
+    return asked.admitted(await acquire_async(asked.store, asked.claims, report or is_reported()))
+
+
+def is_reported() -> bool:
+    """Whether somebody collects decisions or listens."""
+    return bool(listeners or collectors())

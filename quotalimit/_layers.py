@@ -25,6 +25,9 @@ class Layer(ABC):
     holds: bool
     """Whether a charge of this layer may be adjusted when the call ends."""
 
+    enforced = True
+    """Whether a call is refused for this layer, or it is only told that it would have been."""
+
     borrows: bool
     """Whether a nested call draws on the charges of those that it runs in."""
 
@@ -44,6 +47,11 @@ class Layer(ABC):
         if self.limiter.tiers is not None:
             asked["limit"] = self.limiter.tiers
         return asked | self._amount_question()
+
+    def stop_enforcing(self) -> None:
+        """From now on, refuse and delay nobody."""
+        self.enforced = False
+        self.patience = 0
 
     def identify(self, key: object) -> Identity:
         """The identity of a key. Raises `InvalidKey` that names the limiter."""

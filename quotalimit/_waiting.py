@@ -62,6 +62,13 @@ class Line:
         self.waiters: deque[Waiter] = deque()
         self.need = 0
 
+    def ring(self) -> None:
+        """Wake the first call."""
+        try:
+            self.waiters[0].bell.ring()
+        except IndexError:
+            pass
+
 
 class Lines:
     """The lines of this process, one for each place at which somebody waits. True if there is any."""
@@ -121,10 +128,12 @@ class Lines:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
         line = self.standing.get(place)
         if line is not None:
-            try:
-                line.waiters[0].bell.ring()
-            except IndexError:
-                pass
+            line.ring()
+
+    def ring_all(self) -> None:
+        """Wake the calls at the heads of all lines: the time was moved."""
+        for line in tuple(self.standing.values()):
+            line.ring()
 
     def announce(self, claims: Sequence[Claim], waiter: Waiter | None = None) -> None:
         """Tell claims which waiting calls they must not delay: the heads of their lines, and what all before need."""
@@ -178,6 +187,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
     give_up = _give_up_at(answer, claims, deadlines)
     if give_up is None:
         return answer
+    began = answer.now
     waiter = Waiter(claims, bell)
     waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
     lines.join(waiter)
@@ -201,12 +211,15 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
             passed = clock.now() - before  # the store's clock need not agree with ours
-            if not rang and passed <= 0:  # a clock that stands still: what was slept has passed all the same
-                passed = nap
+            if passed < 0:  # the clock stepped back, and the store dates anew what it is asked
+                slept_until = 0
+            elif not rang and passed == 0:  # a clock that stands still: what was slept has passed all the same
                 slept_until = answer.now + nap
-            answer.now += max(passed, 0)
+            answer.now += nap if not rang and passed <= 0 else max(passed, 0)
     finally:
         lines.leave(waiter)
+        for place in deadlines:
+            claims[place].waited = max(answer.now - began, 0)
 
 
 def is_worth_waiting(answer: Answer, claims: Sequence[Claim]) -> bool:

@@ -22,6 +22,8 @@ from quotalimit._generators import drive, drive_async, first, first_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
 from quotalimit._streams import deliver
+from quotalimit._trial import guard_of
+from quotalimit.events import listeners
 from quotalimit.recording import begin, end
 
 Caller = Callable[..., Any]
@@ -99,7 +101,7 @@ def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer
     if isinstance(function, Guarded):
         inner = function._self_guard.layers
         function = function.__wrapped__
-    guard = Guard(function, (make_layer(function, inner), *inner))
+    guard = guard_of(function, (make_layer(function, inner), *inner))
 
     if hasattr(type(function), "__get__"):
 
@@ -154,7 +156,7 @@ def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]
 _COMMON_CALL: Final = """\
 {async}def {{title}}({{parameters}}):
     {{_}}key = {{answer}}
-    {{_}}verdict = {{_}}limiter.gate({{_}}key)
+    {{_}}verdict = False if {{_}}listeners else {{_}}limiter.gate({{_}}key)
     if {{_}}verdict is not True:
         if {{_}}verdict is not False:
             raise {{_}}exceeded({{_}}verdict, {{_}}key)
@@ -182,7 +184,7 @@ def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
     limiter = guard.common
     if limiter is None or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         return None
-    names = {"limiter": limiter, "exceeded": limiter.exceeded, "function": function}
+    names = {"limiter": limiter, "exceeded": limiter.exceeded, "function": function, "listeners": listeners}
     if inspect.iscoroutinefunction(function):
         return compile_call(function, guard.questions, _ASYNC_CALL, names | {"admit": guard.admit_common_async})
     return compile_call(function, guard.questions, _PLAIN_CALL, names | {"admit": guard.admit_common})

@@ -35,6 +35,7 @@ def rate_limited(
     refund_on: type[BaseException] | tuple[type[BaseException], ...] = (),
     name: str | None = None,
     store: Store | None = None,
+    enforce: bool = True,
 ) -> Callable[[F], F]:
     """Limit how often each identity may call a function: `@rate_limited("20/minute", key="user")`.
 
@@ -43,7 +44,8 @@ def rate_limited(
     `UNLIMITED`. `key` names a parameter, or is a function that gets, by name, the parameters it declares. `cost` is
     the units that a call takes, or a function like `key`; `wait` the most seconds that a call may be delayed instead
     of refused, `math.inf` for ever; `refund_on` the exceptions of the function that give the units back; `name` what
-    exceptions and a shared store call this limit.
+    exceptions and a shared store call this limit. With `enforce=False` nobody is refused or delayed by it, and
+    listeners are told who would have been: see `on_event`.
 
     A call past a limit raises `RateLimitExceeded`, charges nothing and does not reach the function. Raises
     `InvalidLimit`, `InvalidKey`, `TypeError` and `ValueError` at decoration for what can be known to be wrong.
@@ -57,7 +59,7 @@ def rate_limited(
     def make_layer(limiter: Limiter) -> Layer:
         return RateLayer(limiter, key, patience, cost, refunds)
 
-    return _decorator(RateLimiter, limits, key, name, store, make_layer)
+    return _decorator(RateLimiter, limits, key, name, store, enforce, make_layer)
 
 
 def token_budget(
@@ -70,14 +72,15 @@ def token_budget(
     wait: float = 0.0,
     name: str | None = None,
     store: Store | None = None,
+    enforce: bool = True,
 ) -> Callable[[F], F]:
     """Limit the tokens that each identity may use: `@token_budget("10_000/day", key="user")`.
 
-    `limits`, `key`, `wait` and `name` are as in `rate_limited`; a bare string is a `CalendarWindow` in UTC. `reserve`
-    is the units held while a call runs, or a function like `key`; without it a call is admitted while anything is
-    left, so that the calls in flight may pass the limit together. `usage` reads a result, or each item of a stream,
-    into a `Usage`, a number or None; `weigh` turns a `Usage` into what is charged, by default its `total_tokens`;
-    `on_error` reads an exception of the function into a `Usage`, a number, `RELEASE` or `KEEP`.
+    `limits`, `key`, `wait`, `name` and `enforce` are as in `rate_limited`; a bare string is a `CalendarWindow` in UTC.
+    `reserve` is the units held while a call runs, or a function like `key`; without it a call is admitted while
+    anything is left, so that the calls in flight may pass the limit together. `usage` reads a result, or each item of a
+    stream, into a `Usage`, a number or None; `weigh` turns a `Usage` into what is charged, by default its
+    `total_tokens`; `on_error` reads an exception of the function into a `Usage`, a number, `RELEASE` or `KEEP`.
 
     A call past a limit raises `TokenBudgetExceeded`, charges nothing and does not reach the function. Raises
     `InvalidLimit`, `InvalidKey`, `TypeError` and `ValueError` at decoration for what can be known to be wrong.
@@ -92,7 +95,7 @@ def token_budget(
     def make_layer(limiter: Limiter) -> Layer:
         return TokenLayer(limiter, key, patience, reserve, usage, weigh, on_error)
 
-    return _decorator(TokenBudget, limits, key, name, store, make_layer)
+    return _decorator(TokenBudget, limits, key, name, store, enforce, make_layer)
 
 
 def limiters_of(function: Callable[..., Any]) -> tuple[Limiter, ...]:
@@ -106,12 +109,15 @@ def _decorator(
     key: KeyFunction,
     name: str | None,
     store: Store | None,
+    enforce: bool,
     make_layer: Callable[[Limiter], Layer],
 ) -> Callable[[F], F]:
     if not isinstance(key, str) and not callable(key):
         raise InvalidKey(
             f"key must be the name of a parameter or a function, not {key!r}: use key=everyone for one count"
         )
+    if not isinstance(enforce, bool):
+        raise TypeError(f"enforce must be True or False, not {enforce!r}")
     _check_asked("key", key, InvalidKey)
     make_limiter = _limiter_maker(kind, limits, name, store)
 
@@ -129,7 +135,10 @@ def _decorator(
                 raise InvalidLimit(
                     f"two layers of one function are called {limiter.name!r}: give one of them another name"
                 )
-            return make_layer(limiter)
+            layer = make_layer(limiter)
+            if not enforce:
+                layer.stop_enforcing()
+            return layer
 
         return cast(F, _wrapping.wrap(function, layer_of))
 

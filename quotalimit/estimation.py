@@ -191,6 +191,7 @@ estimate_tokens.wants_every_argument = True  # type: ignore[attr-defined]
 def _found(names: tuple[str, ...], parts: Iterable[object], arguments: Mapping[str, object]) -> list[int]:
     """The settings of these names among the arguments, or one level down: in a config object or dict."""
     holders = [arguments, *arguments.values(), *parts]
-    holders = [holder for holder in holders if not issubclass(type(holder), (str, bytes))]
-    settings = (units_or_none(field(holder, *names)) for holder in holders)
+    settings = (
+        units_or_none(field(holder, *names)) for holder in holders if not issubclass(type(holder), (str, bytes))
+    )
     return [setting for setting in settings if setting is not None]

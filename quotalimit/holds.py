@@ -65,7 +65,7 @@ class Hold:
 
     def __del__(self) -> None:
         if "_call" in self.__dict__:  # an interrupt may have come before
-            self._call.finish()
+            self._call.cut()
 
 
 class HoldLater:

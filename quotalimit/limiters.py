@@ -12,6 +12,7 @@ from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
 from quotalimit.decision import Decision, Unit, collectors, slowest
 from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, TokenBudgetExceeded
+from quotalimit.events import Kind, events_of, listeners, tell
 from quotalimit.keys import Identity, Key, identify
 from quotalimit.rate import SECOND, Rate
 from quotalimit.stores.base import Answer, Claim, Counts, Store
@@ -180,6 +181,12 @@ class Limiter:
             self.binding = None
             self.__dict__.pop("gate", None)
 
+    def use(self, store: Store | None) -> Store | None:
+        """Count on another store of its own, or on the default one, from now on. Returns its own before."""
+        before, self._own_store = self._own_store, store
+        self.unbind()
+        return before
+
     def _claims(self, key: Key, need: int, cost: int, patience: int = 0) -> tuple[Store, list[Claim]]:
         """What a call outside of any decorator asks of each limit."""
         if self.tiers is not None:
@@ -217,7 +224,9 @@ class Limiter:
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
         store, claims = self._claims(key, 1, 0)
-        return slowest(await store.peek_async(claims))
+        decisions = await store.peek_async(claims)
+        self.label(decisions)
+        return slowest(decisions)
 
     def reset(self, key: Key) -> None:
         """Forget what an identity used. Open holds are closed: their later settlements do nothing."""
@@ -236,19 +245,23 @@ class Limiter:
 
     def _acquire(self, key: Key, units: int, wait: float) -> Decision:
         store, claims = self._claims(key, units, units, patience_of(wait))
-        return self._answered(key, acquire(store, claims, True))
+        return self._answered(key, claims, acquire(store, claims, True))
 
     async def _acquire_async(self, key: Key, units: int, wait: float) -> Decision:
         store, claims = self._claims(key, units, units, patience_of(wait))
-        return self._answered(key, await acquire_async(store, claims, True))
+        return self._answered(key, claims, await acquire_async(store, claims, True))
 
-    def _answered(self, key: Key, answer: Answer) -> Decision:
+    def _answered(self, key: Key, claims: Sequence[Claim], answer: Answer) -> Decision:
         self.label(answer.decisions)
         self.label(answer.refusals.values())
         hand_over(list(answer.refusals.values()) or answer.decisions)
+        decision = slowest(answer.refusals.values() or answer.decisions)
+        if listeners:
+            kind: Kind = "refused" if answer.refusals else "admitted"
+            tell(*events_of(kind, self.name, key, decision, max(claim.waited for claim in claims)))
         if answer.refusals:
             raise self.refusal(key, answer)
-        return slowest(answer.decisions)
+        return decision
 
     def __repr__(self) -> str:
         limits = ", ".join(map(repr, self.limits)) if self.tiers is None else repr(self.tiers)

@@ -102,13 +102,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "algorithms.calendar_window",
         "algorithms.token_bucket",
     },
+    "events": {"decision", "errors", "keys"},
+    "_fakes": set(),
     "_waiting": {"clock"},
     "stores.names": {*BASICS, "algorithms.base"},
     "stores.base": {*BASICS, "_waiting", "algorithms.base", "stores.names"},
     "stores.charges": {*BASICS, "stores.base", "algorithms.base"},
     "stores.memory": {*BASICS, "stores.base", "stores.charges", "stores.names", "algorithms.base"},
     "stores.settlements": {*BASICS, "stores.base", "stores.charges", "algorithms.base"},
-    "stores.outage": {*BASICS},
+    "stores.outage": {*BASICS, "events"},
     "stores.writer": {"_waiting"},
     "stores.shared": {*BASICS, *SHARED, "stores.base", "stores.names", "algorithms.base"},
     "stores.database": {*BASICS},
@@ -121,15 +123,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores.default": {*BASICS, "stores.base", "stores.memory", "stores.redis", "stores.sqlite"},
     "stores.several": {*BASICS, "stores.base"},
     "stores": {"stores.base", "stores.default", "stores.memory"},
-    "limiters": {*BASICS, *STORES, "_waiting", "algorithms", "amounts", "holds"},
+    "limiters": {*BASICS, *STORES, "_waiting", "algorithms", "amounts", "events", "holds"},
     "_arguments": {"errors"},
     "_layers": {*BASICS, *STORES, *READERS, "_arguments", "failures", "limiters"},
-    "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "failures", "recording", "settlement"},
-    "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "limiters", "recording"},
+    "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "events", "failures", "recording", "settlement"},
+    "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "events", "limiters", "recording"},
+    "_trial": {"_arguments", "_calls", "_guard", "_layers", "errors"},
     "_generators": {"_guard", "_calls", "recording"},
     "_bodies": {"_calls", "_generators"},
     "_streams": {"_bodies", "_guard", "_calls", "_generators", "recording"},
-    "_wrapping": {"_arguments", "_guard", "_calls", "_layers", "_generators", "_streams", "recording"},
+    "_wrapping": {
+        "_arguments",
+        "_guard",
+        "_calls",
+        "_layers",
+        "_generators",
+        "_streams",
+        "_trial",
+        "events",
+        "recording",
+    },
     "holds": {*BASICS, *READERS, "_calls", "_guard", "_layers", "failures", "recording", "settlement"},
 }
 """What each module may import of ours; `decorators`, `__init__` and `__main__` may import anything."""
@@ -212,7 +225,7 @@ FRAMEWORKS = ["django", "fastapi", "flask"]
 @pytest.mark.parametrize("module", MODULES)
 def test_at_run_time_nothing_is_imported_but_the_standard_library_and_wrapt(module: str) -> None:
     """Integrations import their framework, stores their driver, only when used."""
-    drivers = ("stores.sqlite", "stores.redis", "stores.links")
+    drivers = ("stores.sqlite", "stores.redis", "stores.links", "testing")
     if module.removeprefix("integrations.") in FRAMEWORKS or module in drivers:
         return
     allowed = sys.stdlib_module_names | {"wrapt"}

@@ -287,7 +287,7 @@ CALL_ARGUMENTS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=250)
 @given(headers(), st.lists(CALL_ARGUMENTS, min_size=1, max_size=6), st.data())
 def test_the_compiled_binder_agrees_with_python(
     header: tuple[str, list[str]], calls: list[tuple[list[int], dict[str, int]]], data: st.DataObject

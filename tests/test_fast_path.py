@@ -49,7 +49,7 @@ def outcome(ask: Callable[[Any], Any], key: object) -> tuple[Any, ...]:
 
 
 @given(st.sampled_from(LIMITS), TRACES)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 def test_the_fast_path_decides_as_the_general_path(limit: Any, trace: list[tuple[int, Any]]) -> None:
     configure(store=MemoryStore())
     fast, general = (rate_limited(limit, key="user")(lambda user: user) for _ in range(2))
@@ -94,7 +94,7 @@ CALLS = st.lists(
 
 
 @given(LAYERS, CALLS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_several_layers_are_decided_and_settled_as_by_the_general_path(
     layers: tuple[Any, Any, int | None], calls: list[tuple[int, str, Any, int]]
 ) -> None:

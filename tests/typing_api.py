@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol, assert_type
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from quotalimit import (
     UNLIMITED,
     CalendarWindow,
     Decision,
+    Event,
     Hold,
     InvalidKey,
     InvalidLimit,
@@ -44,11 +45,14 @@ from quotalimit import (
     everyone,
     ip_key,
     limiters_of,
+    log_event,
+    on_event,
     rate_limited,
     read_error,
     read_usage,
     record_usage,
     store_from_url,
+    testing,
     token_budget,
 )
 from quotalimit.integrations import fastapi as of_fastapi
@@ -289,6 +293,39 @@ except TokenBudgetExceeded as refused_tokens:
     exceeded: LimitExceeded = refused_tokens
 except (InvalidLimit, InvalidKey, StoreFull, StoreUnavailable, StoreError) as wrong:
     base: QuotaLimitError = wrong
+
+# Events and layers that only tell
+
+
+def hear(event: Event) -> None:
+    assert_type(event.kind, Literal["admitted", "refused", "waited", "settled", "overrun", "store_failed"])
+    assert_type(event.decision, Decision | None)
+    assert_type(event.settlement, Settlement | None)
+    assert_type((event.name, event.waited, event.enforced), tuple[str, float, bool])
+    event.name = "another"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+assert_type(on_event(hear), Callable[[], None])
+on_event(log_event)()
+told = rate_limited("20/minute", key="user", enforce=False)(token_budget("9/day", key="user", enforce=False)(plain))
+assert_type(told("alice", "hello"), str)
+
+
+# What tests use
+
+
+def test_of_limited_code(clock: testing.Clock) -> None:
+    with testing.use_store(MemoryStore(), function, limiter) as used_store, testing.Clock() as later:
+        assert_type(used_store, Store)
+        assert_type(later, testing.Clock)
+    clock.tick(60)
+    clock.tick(timedelta(days=1))
+    clock.move_to(clock.now)
+    testing.exhaust(function, "alice")
+    testing.exhaust(budget, ("alice", 7), leave=3)
+    testing.assert_no_holds(function, budget, store)
+    testing.fake_response("hello", input_tokens=900, like="openai-responses")
+    testing.fake_stream(like="nobody")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Web frameworks

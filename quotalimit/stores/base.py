@@ -40,7 +40,8 @@ class Claim:
     `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
-    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call.
+    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call,
+    `waited` those for which it did.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
@@ -49,6 +50,7 @@ class Claim:
     heads: Sequence[tuple[int, int]] = ()
     ahead: int = 0
     patience: int = 0
+    waited: int = 0
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -150,7 +152,7 @@ class Store(ABC):
         return self.peek(claims)
 
     @abstractmethod
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed.
 
         A store that waits for I/O only queues them. They are kept at the latest when `flush` returns, and before any

@@ -27,14 +27,20 @@ def configure(*, store: Store) -> None:
 
     A limiter that was called before starts with the new store's counts at its next call.
     """
-    global _store
     if not isinstance(store, Store):
         raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+    replace_default(store)
+
+
+def replace_default(store: Store | None) -> Store | None:
+    """Set the default store, or that there is none yet. Returns what it was before."""
+    global _store
     with _lock:
-        _store = store
+        before, _store = _store, store
         followers = list(_followers)
     for follower in followers:
         follower.unbind()
+    return before
 
 
 def follow(follower: Follower) -> Store:

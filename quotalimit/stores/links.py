@@ -10,6 +10,7 @@ import asyncio
 from asyncio import AbstractEventLoop, CancelledError, Semaphore, Task
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from inspect import signature
+from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from quotalimit.errors import StoreUnavailable
@@ -40,6 +41,9 @@ _OLDEST: Final = {"redis": 7, "valkey": 8}
 _MOST_REDIRECTS: Final = 8
 _MOST_CONNECTIONS: Final = 64
 """Of one event loop to one server; more calls at once wait for one."""
+
+_TURNS: Final = 4
+"""In which a time-out passes on an event loop. What blocks the loop, however long, takes one."""
 
 _DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name", "credential_provider")
 """What of a client's options says where the server is and who asks; time-outs and retries are the store's own."""
@@ -269,8 +273,8 @@ class Links:
         self._idle, self._loops = {}, {}
 
     def _connection(self, node: Node, module: Any, retry: Any) -> Any:
-        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=self._timeout)
-        options["socket_timeout"] = self._timeout if module is redis.connection else None
+        timeout = self._timeout if module is redis.connection else None  # on an event loop, that is for `Patience`
+        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=timeout, socket_timeout=timeout)
         if "path" not in options:
             options["host"], options["port"] = node
         kind = getattr(module, self._kind)
@@ -352,7 +356,7 @@ class Waiting:
             idle = links.idle.setdefault(node, [])
             connection = idle.pop() if idle else self._owner.make_async(node)
             try:
-                async with asyncio.timeout(self._owner.timeout):
+                async with Patience(self._owner.timeout):
                     await _reopen_async_if_closed(connection)
                     if self._step.asking:
                         await connection.send_command("ASKING")
@@ -379,12 +383,42 @@ class Waiting:
         if connection is None or not connection.is_connected:
             raise LostConnection("cancelled before it was said")
         try:
-            async with asyncio.timeout(self._owner.timeout):
+            async with Patience(self._owner.timeout):
                 return await connection.read_response(disconnect_on_error=False)
         except TimeoutError:
             raise NoReply(f"no reply in {self._owner.timeout} s") from None
         finally:
             await connection.disconnect(nowait=True)
+
+
+class Patience:
+    """A time-out that passes only while the event loop runs: while something blocks the loop, no reply can be heard."""
+
+    __slots__ = ("_left", "_loop", "_timeout", "_timer", "_turn")
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = asyncio.timeout(None)
+        self._left = _TURNS
+        self._turn = seconds / _TURNS
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+        self._timer = self._loop.call_later(self._turn, self._pass)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._timeout.__aexit__(kind, error, trace)
+
+    def _pass(self) -> None:
+        """One turn has passed, however long it took."""
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._turn, self._pass)
+        else:
+            self._timeout.reschedule(0)  # a moment that is over
 
 
 def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:

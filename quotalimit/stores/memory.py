@@ -89,8 +89,7 @@ class MemoryStore(Store):
                     if key in counts.open:
                         return False
                     return decision(counts.name, limit, 1, before, now, limit.fits(before, 1, now), "exhausted")
-                if after is not before:
-                    counts.young[key] = after
+                counts.young[key] = after
                 return True
 
         return admits
@@ -120,15 +119,20 @@ class MemoryStore(Store):
         stripes = self._stripes_of(claims)
         return _locked(stripes, lambda: _peek(claims, stripes))
 
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for settlement in settlements:
             stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
-            if stripe.lock.locked():
-                stripe.late.append(settlement)
-            else:
-                with stripe.lock:
+            taken: list[bool] = []
+            try:
+                taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
+                if taken[0]:
                     stripe.settle(settlement, wait=False)
-        if self.lines:
+                else:
+                    stripe.late.append(settlement)
+            finally:
+                if taken and taken[0]:
+                    stripe.lock.release()
+        if ring and self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
 
@@ -233,7 +237,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if claim.before:
                     state = counts.load(identity, now)
                 after, mark = claim.limit.take(state, cost, now)
-                if after is not state:
+                if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
                     charge = Charge(claim, mark, cost, borrowed)
@@ -264,8 +268,7 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
     charges: list[Charge] = []
     for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
-        if after is not state:
-            counts.young[key] = after
+        counts.young[key] = after
         if holds:
             charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
             counts.hold(key, charge)
@@ -302,12 +305,12 @@ class MemoryCounts:
     """
 
     __slots__ = (
-        "__weakref__",
         "_max_keys",
         "_moving",
         "_old",
         "_retire_at",
         "_slowest",
+        "__weakref__",
         "name",
         "open",
         "sweep_at",
@@ -418,6 +421,7 @@ class MemoryCounts:
         if limit is None or self._moving.locked():
             return
         with self._moving:
+            now = clock.now()  # late: what was charged while this thread was not running is not of the future
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
@@ -454,7 +458,7 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
         charge.open, charge.held = False, 0
         if change < 0:
             state = limit.adjust(state, charge.mark, change, now)
-    if state is not before:
+    if state is not None:
         counts.young[identity] = state
     return True
 

@@ -75,6 +75,13 @@ class Names(Generic[T]):
         with self._lock:
             return list(self._of(owner).values())
 
+    def all(self) -> list[T]:
+        """All counts under any name."""
+        with self._lock:
+            return [
+                counts for places in (*self._named.values(), *self._nameless.values()) for counts in places.values()
+            ]
+
     def _of(self, owner: Owner) -> dict[Hashable, T]:
         if owner.named or self._shared:
             return self._named.setdefault(owner.name, {})

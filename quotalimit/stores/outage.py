@@ -8,6 +8,7 @@ from typing import Final
 
 from quotalimit import clock
 from quotalimit.errors import StoreUnavailable
+from quotalimit.events import Event, listeners, tell
 
 log: Final = logging.getLogger("quotalimit")
 
@@ -47,6 +48,8 @@ class Outage:
             self._try_at = clock.monotonic() + PAUSE
         if first and self._remedy is not None:
             log.warning("%s; %s (said once for each outage)", error, self._remedy)
+        if first and listeners:
+            tell(Event("store_failed", error=error))
 
     def end(self) -> None:
         """Note that the store has answered."""

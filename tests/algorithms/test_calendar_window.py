@@ -127,21 +127,21 @@ def answers(state: Any, now: int) -> list[int]:
 
 
 @given(traces())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_decides_as_a_list_of_windows(steps: list[Step]) -> None:
     """Rules 3, 9 and 14: each call is decided as by the list, and a hold settles in its window or nowhere."""
     Play(steps)
 
 
 @given(traces(MOMENTS | BACK))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=250)
 def test_a_clock_that_steps_back_keeps_the_count(steps: list[Step]) -> None:
     """Rule 19: after a step back the window becomes the present one, and marks keep their meaning."""
     Play(steps)
 
 
 @given(traces(MOMENTS | BACK), st.integers(0, 10 * MINUTE))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_after_a_step_back_nobody_gains_or_is_locked_out(steps: list[Step], back: int) -> None:
     """Rule 19: what was used stays used, and nobody is refused for longer than one window."""
     play = Play(steps)
@@ -155,7 +155,7 @@ def test_after_a_step_back_nobody_gains_or_is_locked_out(steps: list[Step], back
 
 
 @given(traces(), LATER, LATER)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 def test_a_state_that_does_not_matter_says_what_none_says(steps: list[Step], back: int, later: int) -> None:
     """Rules 19 and 22: what may be dropped decides like no state. (A store keeps what open charges have marked.)"""
     play = Play(steps)
@@ -169,7 +169,7 @@ def test_a_state_that_does_not_matter_says_what_none_says(steps: list[Step], bac
 
 
 @given(traces())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_a_state_matters_for_its_window(steps: list[Step]) -> None:
     """Rule 22: while units are in use it matters, and after the window it no longer does."""
     play = Play(steps)
@@ -179,7 +179,7 @@ def test_a_state_matters_for_its_window(steps: list[Step]) -> None:
 
 
 @given(traces(MOMENTS | BACK))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_a_copy_is_changed_alone(steps: list[Step]) -> None:
     """A state copied with `copy.copy` is tried out without a change of the original; questions change nothing."""
     play = Play(steps)
@@ -350,7 +350,7 @@ def test_waiting_as_told_admits_and_less_refuses(zone: str, year: int, unit: str
 
 
 @given(traces(), st.sampled_from(sorted(LIMITS)), st.integers(0, 10))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_waits_of_traces_are_honest(steps: list[Step], capacity: int, need: int) -> None:
     """Rule 3: after any trace, and in debt; NEVER iff it never could."""
     play = Play(steps)

@@ -1,3 +1,5 @@
+import hmac
+import os
 import secrets
 from collections.abc import AsyncIterator
 from functools import cache
@@ -10,8 +12,10 @@ from openai import AsyncOpenAI, AsyncStream
 from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
-from quotalimit import rate_limited, token_budget
+from quotalimit import configure, rate_limited, store_from_url, token_budget
 from quotalimit.integrations.fastapi import client_address, install
+
+configure(store=store_from_url(os.environ.get("QUOTALIMIT_STORE", "memory://")))  # redis://… for several workers
 
 
 @rate_limited("100/minute", key=client_address(), name="by-address")
@@ -23,7 +27,7 @@ app = FastAPI(dependencies=[Depends(any_request)])
 install(app)
 
 PASSWORDS = {"alice": "wonderland", "bob": "builder"}  # a real service keeps hashes
-sessions: dict[str, str] = {}
+SECRET = os.environ.get("SECRET") or secrets.token_hex()  # all workers must have the same
 
 
 class Login(BaseModel):
@@ -35,19 +39,23 @@ class Question(BaseModel):
     prompt: str
 
 
+def token_of(user: str) -> str:
+    """Whoever shows this is the user; a real service lets it expire."""
+    return f"{user}:{hmac.digest(SECRET.encode(), user.encode(), 'sha256').hex()}"
+
+
 @app.post("/login")
 async def login(login: Login) -> dict[str, str]:
     if not secrets.compare_digest(PASSWORDS.get(login.user, ""), login.password) or not login.password:
         raise HTTPException(401, "wrong user or password")
-    token = secrets.token_urlsafe()
-    sessions[token] = login.user
-    return {"token": token}
+    return {"token": token_of(login.user)}
 
 
 def session(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> str:
-    if bearer.credentials not in sessions:
+    user = bearer.credentials.partition(":")[0]
+    if not secrets.compare_digest(bearer.credentials.encode(), token_of(user).encode()):
         raise HTTPException(401, "log in first")
-    return sessions[bearer.credentials]
+    return user
 
 
 @rate_limited("20/minute", key="user", name="by-user")

@@ -67,7 +67,6 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
 
     monkeypatch.setattr(example_app.app.router, "lifespan_context", end_connections)
     example_app.model.cache_clear()
-    example_app.sessions.clear()
     clients: list[httpx.Client] = []
     with uvicorn_serving(example_app.app, lifespan="on") as url:
 

@@ -348,6 +348,21 @@ def test_rule_24_a_server_that_hangs_is_given_up_after_the_timeout(prefix: str, 
         store.close()
 
 
+@pytest.mark.parametrize("steps", range(0, 16, 2))
+async def test_rule_24_a_loop_that_is_blocked_for_long_is_no_fault_of_the_server(
+    url: str, prefix: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the call is just then: while it connects, asks who is there, or waits for its answer."""
+    loop = asyncio.get_running_loop()
+    really = loop.time
+    store = RedisStore(url, prefix=prefix, timeout=10)
+    call = asyncio.ensure_future(RateLimiter("5/minute", name="chat", store=store).allow_async("alice"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    monkeypatch.setattr(loop, "time", lambda: really() + 60)
+    assert await call
+
+
 def test_rule_24_another_store_is_asked_instead_until_the_server_is_back(
     own_server: Callable[..., servers.Server], prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

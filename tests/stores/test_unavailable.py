@@ -68,9 +68,13 @@ class Outage:
 
 @pytest.fixture
 def outage(tmp_path: Path) -> Iterator[Outage]:
+    """Nothing is written but by the calls of the test itself: the writer's thread would try at any moment."""
     outage = Outage(tmp_path / "counts.db")
     outage.make().close()
-    with patch("quotalimit.clock.monotonic", lambda: outage.seconds):
+    with (
+        patch("quotalimit.clock.monotonic", lambda: outage.seconds),
+        patch("quotalimit.stores.writer.Writer.watch", lambda _writer, _store: None),
+    ):
         yield outage
         outage.close()
 
@@ -284,16 +288,6 @@ def test_rule_11_what_is_settled_in_an_outage_is_written_after_it(
 ) -> None:
     store = outage.make()
     budget = TokenBudget("100/day", name="tokens", store=store)
-
-    @token_budget(budget, key="user", reserve=40)
-    def call(user: str, during: Callable[[], None]) -> int:
-        during()
-        return 7
-
-    def fail() -> None:
-        with pytest.raises(StoreUnavailable):
-            budget.peek("alice")
-
     outer = budget.reserve("alice", 10)
     with outage.lasting():
         outer.settle(30)
@@ -350,8 +344,22 @@ async def test_rule_11_a_settlement_of_a_cancelled_task_is_not_lost(outage: Outa
     assert (await budget.peek_async("bob")).used == 0
 
 
-def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(outage: Outage) -> None:
-    one, other = outage.make(), outage.make()
+# What is written by nobody's call
+
+
+@pytest.fixture
+def two_stores(tmp_path: Path) -> Iterator[tuple[SQLiteStore, SQLiteStore]]:
+    """Two stores on one file, as two processes have them."""
+    one, other = (SQLiteStore(tmp_path / "counts.db") for _ in range(2))
+    yield one, other
+    one.close()
+    other.close()
+
+
+def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(
+    two_stores: tuple[SQLiteStore, SQLiteStore],
+) -> None:
+    one, other = two_stores
     budget, same = (TokenBudget("100/day", name="tokens", store=store) for store in (one, other))
 
     @token_budget(budget, key="user", reserve=40)
@@ -366,14 +374,16 @@ def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(outage: Out
     eventually(lambda: used(same) == 5)
 
 
-def test_a_store_that_nobody_holds_is_kept_until_it_has_written(outage: Outage) -> None:
-    budget = TokenBudget("100/day", name="tokens", store=SQLiteStore(outage.path))
+def test_a_store_that_nobody_holds_is_kept_until_it_has_written(tmp_path: Path) -> None:
+    budget = TokenBudget("100/day", name="tokens", store=SQLiteStore(tmp_path / "counts.db"))
     hold = budget.reserve("alice", 40)
-    same = TokenBudget("100/day", name="tokens", store=outage.make())
+    store = SQLiteStore(tmp_path / "counts.db")
+    same = TokenBudget("100/day", name="tokens", store=store)
     hold.settle(3)
     del budget, hold
     gc.collect()
     eventually(lambda: used(same) == 3)
+    store.close()
 
 
 # Refusals are no failures
