@@ -125,11 +125,15 @@ class Call(Recorder):
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
-        if not self._end():
-            return []
-        self._read(result)
-        self._result = result
-        return self._settle(None)
+        try:
+            if not self._end():
+                return []
+            self._read(result)
+            self._result = result
+            return self._settle(None)
+        except BaseException:  # an interrupt, or no stack left: the end that this leads to settles what is still open
+            self._ends.append(None)
+            raise
 
     def cut(self) -> list[Settlement]:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
@@ -140,13 +144,17 @@ class Call(Recorder):
 
     def finish_as(self, reading: Reading | None, sources: tuple[object, ...] = ()) -> list[Settlement]:
         """Settle a call of which the usage is known from elsewhere."""
-        if not self._end():
-            return []
-        if reading is not None:
-            for part in self._parts:
-                part.tell(reading, self.knows(sources))
-            self._read_from = sources
-        return self._settle(None)
+        try:
+            if not self._end():
+                return []
+            if reading is not None:
+                for part in self._parts:
+                    part.tell(reading, self.knows(sources))
+                self._read_from = sources
+            return self._settle(None)
+        except BaseException:  # as above
+            self._ends.append(None)
+            raise
 
     def fail(self, error: BaseException) -> list[Settlement]:
         """Settle a call that raised."""

@@ -112,9 +112,11 @@ async def drive_async(
         try:
             value, thrown = (yield item), None
         except GeneratorExit:
+            token = begin(call)
             try:
                 await stream.aclose()
             finally:
+                end(token)
                 if call is not None:
                     call.cut()
             raise
@@ -146,10 +148,13 @@ async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], A
         result = await unbegun.start()
     except BaseException as error:
         call.fail(error)
+        await call.flush_async()
         raise
     finally:
         end(token)
-    return deliver(call, result)
+    result = deliver(call, result)
+    await call.flush_async()
+    return result
 
 
 class _Unbegun:

@@ -84,8 +84,8 @@ class Gatekeeper:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self._holding = [layer for layer in layers if layer.holds]
-        self._bindings: Sequence[Binding | None] = [None] * len(layers)
-        self._gates: Gates | None = None
+        self._bound: tuple[Sequence[Binding | None], Store | None, Gates | None] = ([None] * len(layers), None, None)
+        """Where the limiters were found, their store if it is one, and its gates: one value, for threads replace it."""
 
     @staticmethod
     def serves(layers: Sequence[Layer]) -> bool:
@@ -97,18 +97,19 @@ class Gatekeeper:
 
     def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
         """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
-        for layer, binding in zip(self._layers, self._bindings):  # noqa: B905 - a check costs a tenth of the loop
+        bindings, store, gates = self._bound
+        for layer, binding in zip(self._layers, bindings):  # noqa: B905 - a check costs a tenth of the loop
             if binding is None or layer.limiter.binding is not binding:
                 self._bind()
                 return None
-        if self._gates is None or listeners or running() is not None:
+        if store is None or gates is None or listeners or running() is not None:
             return None
-        charges = self._gates(keys)
+        charges = gates(keys)
         if charges is None:
             return None
         parts: list[Part] = []
         for layer, charge in zip(self._holding, charges):  # noqa: B905
-            part = Part(layer, layer.limiter.bound().store, charge.held)
+            part = Part(layer, store, charge.held)
             part.charges.append(charge)
             parts.append(part)
         return Call(None, parts, arguments)
@@ -121,8 +122,8 @@ class Gatekeeper:
             Ask(*binding.places[0], *layer.amounts, layer.holds)
             for layer, binding in zip(self._layers, bindings, strict=True)
         ]
-        self._gates = store.gates(asks) if all(binding.store is store for binding in bindings) else None
-        self._bindings = bindings
+        one = all(binding.store is store for binding in bindings)
+        self._bound = (bindings, store, store.gates(asks)) if one else (bindings, None, None)
 
 
 Owner: TypeAlias = tuple[Layer, Key, Part | None]
@@ -204,12 +205,9 @@ class Asked:
     def _hand_out(self, charges: Sequence[Charge]) -> None:
         """Give each part of the call the charges that it holds."""
         rest = iter(charges)
-        for claim, (layer, _, part) in zip(self.claims, self._owners, strict=True):
+        for _, _, part in self._owners:
             if part is not None:
                 part.charges.append(next(rest))
-            elif claim.holds:  # only until every store had admitted the call
-                charge = next(rest)
-                layer.limiter.bound().store.settle([(charge, charge.held)])
 
     def _publish(self, kind: Kind, decisions: Mapping[int, Decision]) -> None:
         """Hand decisions, each at the place of its claim, to those who collect them and those who listen."""

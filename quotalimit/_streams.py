@@ -60,10 +60,19 @@ def _delivery(kind: type, seen: type) -> Delivery:
     return Delivery.STREAM if _is_stream(kind, seen) else Delivery.AS_IT_IS
 
 
+def _seen(result: object) -> type:
+    """The class that an object says it is of: a proxy's is that of what it stands for, if it can be had."""
+    try:
+        seen = result.__class__
+    except Exception:  # of a lazy proxy, out of its context
+        return type(result)
+    return seen if isinstance(seen, type) else type(result)
+
+
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
     kind: Any = type(result)
-    delivery = _delivery(kind, result.__class__)
+    delivery = _delivery(kind, _seen(result))
     if delivery is Delivery.AS_IT_IS:
         call.finish(result)
     elif delivery is Delivery.DICT:
@@ -78,7 +87,7 @@ def deliver(call: Call, result: Any) -> Any:
         return later(call, result, deliver)
     elif delivery is Delivery.BODY and drive_body(call, result):
         return result
-    elif not (_is_stream(kind, result.__class__) and watch(call, result)):
+    elif not (_is_stream(kind, _seen(result)) and watch(call, result)):
         if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
             return first(drive(call, _each(result)))
         call.finish(result)
@@ -183,7 +192,7 @@ class Watch:
 def _streams(result: Any) -> bool:
     """Whether an object is a stream of an SDK."""
     kind: Any = type(result)
-    return _delivery(kind, result.__class__) is Delivery.STREAM
+    return _delivery(kind, _seen(result)) is Delivery.STREAM
 
 
 def _is_stream(kind: type, seen: type) -> bool:

@@ -7,6 +7,7 @@ is written once, as a generator that says what it needs next; a driver for threa
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Hashable, Sequence
@@ -79,6 +80,11 @@ class Lines:
     def __bool__(self) -> bool:
         return bool(self.standing)
 
+    def forget(self) -> None:
+        """In the child of a fork, where the threads that wait are no more."""
+        self._lock = threading.Lock()
+        self.standing.clear()
+
     def join(self, waiter: Waiter) -> None:
         with self._lock:
             for place, need in waiter.needs.items():
@@ -146,6 +152,9 @@ class Lines:
 LINES: Final = Lines()
 """One for all stores, so that a call may stand in lines of several without ever waiting for itself."""
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=LINES.forget)
+
 
 class Ask:
     """A step of a waiting call: ask the store again, at a time known to have come."""
@@ -202,10 +211,11 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
             passed = clock.now() - before  # the store's clock need not agree with ours
-            if not rang and passed <= 0:  # a clock that stands still: what was slept has passed all the same
-                passed = nap
+            if passed < 0:  # the clock stepped back, and the store dates anew what it is asked
+                slept_until = 0
+            elif not rang and passed == 0:  # a clock that stands still: what was slept has passed all the same
                 slept_until = answer.now + nap
-            answer.now += max(passed, 0)
+            answer.now += nap if not rang and passed <= 0 else max(passed, 0)
     finally:
         lines.leave(waiter)
         for place in deadlines:

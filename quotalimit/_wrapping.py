@@ -203,14 +203,13 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             return function(*args, **kwargs)
         token = begin(entered)
         try:
-            result = function(*args, **kwargs)
+            result = deliver(entered, function(*args, **kwargs))
         except BaseException as error:
             entered.fail(error)
             entered.flush()
             raise
         finally:
             end(token)
-        result = deliver(entered, result)
         entered.flush()
         return result
 
@@ -224,14 +223,13 @@ def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
             return await function(*args, **kwargs)
         token = begin(entered)
         try:
-            result = await function(*args, **kwargs)
+            result = deliver(entered, await function(*args, **kwargs))
         except BaseException as error:
             entered.fail(error)
             await entered.flush_async()
             raise
         finally:
             end(token)
-        result = deliver(entered, result)
         await entered.flush_async()
         return result
 

@@ -22,17 +22,17 @@ def whole(value: object, what: str) -> int:
 def units_or_none(value: object) -> int | None:
     """A number as whole units, rounded up; None for what is negative, boolean, not finite or no number."""
     if type(value) is not int:
-        if isinstance(value, bool):
-            return None
-        if isinstance(value, float):
-            if not math.isfinite(value):
+        try:
+            if isinstance(value, bool):
                 return None
-            value = math.ceil(value) if value >= 0 else -1
-        elif isinstance(value, Integral):  # numpy's too; a mock that can be an index is no number
-            try:
+            if isinstance(value, float):
+                if not math.isfinite(value):
+                    return None
+                value = math.ceil(value) if value >= 0 else -1
+            elif isinstance(value, Integral):  # numpy's too; a mock that can be an index is no number
                 value = index(value)
-            except Exception:
+            else:
                 return None
-        else:
+        except Exception:  # a foreign object may do anything, also when asked for its class
             return None
     return value if 0 <= value <= MAX_UNITS else None

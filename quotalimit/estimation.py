@@ -117,10 +117,11 @@ def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[s
     seen: set[int] = set()
     while todo:
         value, fields, outermost, depth = todo.pop()
-        if isinstance(value, str) or type(value) is bytes:
-            yield value
+        kind = type(value)  # what it says of its class may raise
+        if issubclass(kind, str) or kind is bytes:
+            yield value  # type: ignore[misc]
             continue
-        if value is None or isinstance(value, (bool, int, float)) or id(value) in seen:
+        if value is None or issubclass(kind, (bool, int, float)) or id(value) in seen:
             continue
         if len(seen) >= _MOST_CONTAINERS or depth > _DEEPEST:
             continue
@@ -190,5 +191,7 @@ estimate_tokens.wants_every_argument = True  # type: ignore[attr-defined]
 def _found(names: tuple[str, ...], parts: Iterable[object], arguments: Mapping[str, object]) -> list[int]:
     """The settings of these names among the arguments, or one level down: in a config object or dict."""
     holders = [arguments, *arguments.values(), *parts]
-    settings = (units_or_none(field(holder, *names)) for holder in holders if not isinstance(holder, (str, bytes)))
+    settings = (
+        units_or_none(field(holder, *names)) for holder in holders if not issubclass(type(holder), (str, bytes))
+    )
     return [setting for setting in settings if setting is not None]

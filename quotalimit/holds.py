@@ -64,7 +64,8 @@ class Hold:
         return self._call
 
     def __del__(self) -> None:
-        self._call.cut()
+        if "_call" in self.__dict__:  # an interrupt may have come before
+            self._call.cut()
 
 
 class HoldLater:

@@ -224,7 +224,9 @@ class Limiter:
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
         store, claims = self._claims(key, 1, 0)
-        return slowest(await store.peek_async(claims))
+        decisions = await store.peek_async(claims)
+        self.label(decisions)
+        return slowest(decisions)
 
     def reset(self, key: Key) -> None:
         """Forget what an identity used. Open holds are closed: their later settlements do nothing."""

@@ -321,11 +321,11 @@ def read_usage(result: object) -> Usage | None:
     negative, no whole numbers or in contradiction are unknown usage. Bare numbers are ignored: a judge that
     returns 7 has not used 7 tokens.
     """
-    if isinstance(result, Usage):
-        return result if result.is_known else None
-    if result is None or isinstance(result, _VALUES):
-        return None
     try:
+        if isinstance(result, Usage):
+            return result if result.is_known else None
+        if result is None or isinstance(result, _VALUES):
+            return None
         fields = fields_of(result)
         report = fields_of(fields.get("usage"))
         if "prompt_tokens" in report:  # the most common shape, found at once
@@ -340,11 +340,11 @@ def read_usage(result: object) -> Usage | None:
 
 def read_report(result: object, *, streaming: bool = False) -> Report | None:
     """The usage that a response or an item of a stream reports, and how it goes with the rest of its stream."""
-    if isinstance(result, Usage):
-        return Report(result) if result.is_known else None
-    if result is None or isinstance(result, _VALUES):
-        return None
     try:
+        if isinstance(result, Usage):
+            return Report(result) if result.is_known else None
+        if result is None or isinstance(result, _VALUES):
+            return None
         fields = fields_of(result)
         found = _find(result, fields, streaming)
     except Exception:  # a foreign object may do anything; what cannot be read is unknown

@@ -110,7 +110,7 @@ def record_usage(response: object) -> bool:
         return False
     reading = to_reading(response)
     if reading is None:
-        if isinstance(response, Real):
+        if issubclass(type(response), Real):
             raise ValueError(f"usage must be a number of at least 0, not {response!r}")
         return False
     recorder.record(reading, sources_of(response))
@@ -119,16 +119,16 @@ def record_usage(response: object) -> bool:
 
 def to_reading(response: object) -> Reading | None:
     """What a response, a `Usage` or a number says was used; None if it says nothing that makes sense."""
-    return units_or_none(response) if isinstance(response, Real) else read_usage(response)
+    return units_or_none(response) if issubclass(type(response), Real) else read_usage(response)
 
 
 def sources_of(result: object) -> tuple[object, ...]:
     """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
-    if result is None or isinstance(result, (str, bytes, int, float)):
+    if result is None or issubclass(type(result), (str, bytes, int, float)):
         return ()
     fields = fields_of(result)
     for name in REPORTS:
         reported = fields.get(name)
         if reported is not None:
-            return (result,) if isinstance(reported, (int, float)) else (result, reported)
+            return (result,) if issubclass(type(reported), (int, float)) else (result, reported)
     return (result,)

@@ -152,7 +152,7 @@ class Store(ABC):
         return self.peek(claims)
 
     @abstractmethod
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         """Close charges at the units that were used. Never blocks, and does nothing for a charge that is closed.
 
         A store that waits for I/O only queues them. They are kept at the latest when `flush` returns, and before any

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
+from weakref import WeakSet
 
 from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm, State
@@ -39,11 +41,24 @@ class MemoryStore(Store):
             raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
         self._max_keys = max_keys
         self._stripes = [Stripe() for _ in range(_STRIPES)]
+        self._places: WeakSet[MemoryCounts] = WeakSet()
+        _stores.add(self)
 
     def counts(self, owner: Owner, position: int, limit: Algorithm) -> MemoryCounts:
-        counts: MemoryCounts = self.names.find(owner, position, limit, lambda: MemoryCounts(owner.name, self._max_keys))
+        def make() -> MemoryCounts:
+            self._places.add(counts := MemoryCounts(owner.name, self._max_keys))
+            return counts
+
+        counts: MemoryCounts = self.names.find(owner, position, limit, make)
         counts.serve(limit)
         return counts
+
+    def after_fork(self) -> None:
+        """In the child of a fork: a lock that a thread of the parent held at that moment would stay taken for ever."""
+        for stripe in self._stripes:
+            stripe.lock = threading.Lock()
+        for counts in tuple(self._places):
+            counts.renew_lock()
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         stripes = self._stripes_of(claims)
@@ -74,8 +89,7 @@ class MemoryStore(Store):
                     if key in counts.open:
                         return False
                     return decision(counts.name, limit, 1, before, now, limit.fits(before, 1, now), "exhausted")
-                if after is not before:
-                    counts.young[key] = after
+                counts.young[key] = after
                 return True
 
         return admits
@@ -105,15 +119,20 @@ class MemoryStore(Store):
         stripes = self._stripes_of(claims)
         return _locked(stripes, lambda: _peek(claims, stripes))
 
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for settlement in settlements:
             stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
-            if stripe.lock.locked():
-                stripe.late.append(settlement)
-            else:
-                with stripe.lock:
+            taken: list[bool] = []
+            try:
+                taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
+                if taken[0]:
                     stripe.settle(settlement, wait=False)
-        if self.lines:
+                else:
+                    stripe.late.append(settlement)
+            finally:
+                if taken and taken[0]:
+                    stripe.lock.release()
+        if ring and self.lines:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
 
@@ -160,9 +179,10 @@ class Stripe:
             self.latest = now
         self.late += settlements
         for _ in range(len(self.late)):
-            charge, used = settlement = self.late.pop(0)
+            charge, used = settlement = self.late[0]
             if charge.open and not _close(charge, used, now, has_stepped_back, wait):
                 self.late.append(settlement)
+            del self.late[0]  # only now, for an interrupt may come at any moment
 
 
 def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
@@ -217,7 +237,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if claim.before:
                     state = counts.load(identity, now)
                 after, mark = claim.limit.take(state, cost, now)
-                if after is not state:
+                if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
                     charge = Charge(claim, mark, cost, borrowed)
@@ -248,8 +268,7 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
     charges: list[Charge] = []
     for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
-        if after is not state:
-            counts.young[key] = after
+        counts.young[key] = after
         if holds:
             charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
             counts.hold(key, charge)
@@ -291,6 +310,7 @@ class MemoryCounts:
         "_old",
         "_retire_at",
         "_slowest",
+        "__weakref__",
         "name",
         "open",
         "sweep_at",
@@ -316,6 +336,9 @@ class MemoryCounts:
             if self._slowest is None or limit.rate.amount < self._slowest.rate.amount:
                 self._slowest = limit
 
+    def renew_lock(self) -> None:
+        self._moving = threading.Lock()
+
     def load(self, identity: Identity, now: int) -> State:
         if not self.swept_at <= now < self.sweep_at:
             self.sweep(now)
@@ -330,12 +353,10 @@ class MemoryCounts:
         state = self.young.get(identity)
         if state is not None:
             return True, state
-        if not self._moving.acquire(blocking=False):
+        if self._moving.locked():
             return False, None
-        try:
+        with self._moving:  # which no interrupt can leave taken, as it can what is acquired by hand
             return True, self._bring_back(identity)
-        finally:
-            self._moving.release()
 
     def _bring_back(self, identity: Identity) -> State:
         state = self._old.pop(identity, None)
@@ -397,9 +418,10 @@ class MemoryCounts:
     def sweep(self, now: int, batch: int = _SWEEP) -> None:
         """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
-        if limit is None or not self._moving.acquire(blocking=False):
+        if limit is None or self._moving.locked():
             return
-        try:
+        with self._moving:
+            now = clock.now()  # late: what was charged while this thread was not running is not of the future
             for _ in range(min(batch, len(self._old))):
                 identity, state = self._old.popitem()
                 state = limit.redate(state, now)
@@ -411,8 +433,6 @@ class MemoryCounts:
                 self._retire_at = now + period
             self.swept_at = now
             self.sweep_at = now if self._old else self._retire_at
-        finally:
-            self._moving.release()
 
 
 def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:
@@ -432,9 +452,26 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
         for lender, change in close(charge, used):
             state = limit.adjust(state, lender.mark, change, now)
     else:
-        change, charge.open, charge.held = used - charge.held, False, 0
-        if change:
+        change = used - charge.held
+        if (
+            change > 0
+        ):  # before the charge is closed: where an interrupt comes between, it is settled again, not forgotten
+            counts.young[identity] = state = limit.adjust(state, charge.mark, change, now)
+        charge.open, charge.held = False, 0
+        if change < 0:
             state = limit.adjust(state, charge.mark, change, now)
-    if state is not before:
+    if state is not None:
         counts.young[identity] = state
     return True
+
+
+_stores: Final[WeakSet[MemoryStore]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for store in tuple(_stores):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

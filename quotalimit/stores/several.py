@@ -22,13 +22,13 @@ class Several:
         self._turns = turns
         self.lines = turns[0][0].lines
         self.blocking = any(store.blocking for store, _ in turns)
-        for _, claims in turns[:-1]:
-            for claim in claims:
-                claim.holds = True
+        self._provisional = {claim for _, claims in turns[:-1] for claim in claims if not claim.holds}
+        for claim in self._provisional:
+            claim.holds = True
 
     def acquire(self, _claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """Take all claims, or none of them: `Store.acquire` for several."""
-        total = Total()
+        total = Total(self._provisional)
         try:
             for store, claims in self._turns:
                 if not total.add(store, claims, store.acquire(claims, not_before=not_before, report=report)):
@@ -36,11 +36,11 @@ class Several:
         except BaseException:
             total.give_back()
             raise
-        return total.answer
+        return total.whole()
 
     async def acquire_async(self, _claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """The twin of `acquire`."""
-        total = Total()
+        total = Total(self._provisional)
         try:
             for store, claims in self._turns:
                 answer = await store.acquire_async(claims, not_before=not_before, report=report)
@@ -49,37 +49,46 @@ class Several:
         except BaseException:
             total.give_back()
             raise
-        return total.answer
+        return total.whole()
 
 
 class Total:
     """The answers of several stores to one call, as one."""
 
-    __slots__ = ("_asked", "_taken", "answer")
+    __slots__ = ("_answer", "_asked", "_provisional", "_taken")
 
-    def __init__(self) -> None:
-        self.answer = Answer(0)
+    def __init__(self, provisional: set[Claim]) -> None:
+        self._answer = Answer(0)
         self._asked = 0
-        self._taken: list[tuple[Store, list[Charge]]] = []
+        self._provisional = provisional
+        self._taken: list[tuple[Store, Sequence[Claim], list[Charge]]] = []
 
     def add(self, store: Store, claims: Sequence[Claim], answer: Answer) -> bool:
         """Add a store's answer; False if it is a refusal, which all that was taken before is given back for."""
-        whole = self.answer
+        whole = self._answer
         whole.now = answer.now
         if answer.refusals:
             self.give_back()
             whole.refusals = {self._asked + place: refusal for place, refusal in answer.refusals.items()}
             return False
-        self._taken.append((store, answer.charges))
+        self._taken.append((store, claims, answer.charges))
         self._asked += len(claims)
-        whole.charges += answer.charges
         whole.decisions += answer.decisions
         return True
 
+    def whole(self) -> Answer:
+        """The answer, with the charges that are held on; those that were only held until here are settled."""
+        for store, claims, charges in self._taken:
+            for claim, charge in zip([claim for claim in claims if claim.holds], charges, strict=True):
+                if claim in self._provisional:
+                    store.settle([(charge, charge.held)])
+                else:
+                    self._answer.charges.append(charge)
+        return self._answer
+
     def give_back(self) -> None:
-        """Give back what was taken."""
-        for store, charges in self._taken:
-            store.settle([(charge, 0) for charge in charges])
+        """Give back what was taken. Who stands at the head of a line is not woken by what it gives back itself."""
+        for store, claims, charges in self._taken:
+            store.settle([(charge, 0) for charge in charges], ring=any(claim.heads for claim in claims))
         self._taken.clear()
-        self.answer.charges.clear()
-        self.answer.decisions.clear()
+        self._answer.decisions.clear()

@@ -216,7 +216,7 @@ class SharedStore(Store):
         await self._put_async(Question(self._timeout, resets=places))
         self._ring(places)
 
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for charge, used in settlements:
             if isinstance(charge, SpareCharge):
                 charge.open = False
@@ -225,7 +225,8 @@ class SharedStore(Store):
             elif charge.open:
                 self._settlements.add(charge, used)
         WRITER.ring()
-        self._ring([(charge.counts, charge.identity) for charge, _ in settlements])
+        if ring:
+            self._ring([(charge.counts, charge.identity) for charge, _ in settlements])
 
     def flush(self) -> None:
         """Wait until all that was settled is written. While the store is down it is kept, and tried again."""

@@ -1,0 +1,417 @@
+"""What may befall a process in the middle of a call: afterwards no lock is taken, and counts are right or safe.
+
+Safe is what rule 11 calls it: never less than what was admitted or used, never more than what was asked for.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from quotalimit import MemoryStore, Store, TokenBudget, limiters_of, rate_limited, token_budget
+from quotalimit.stores.sqlite import SQLiteStore
+
+from .helpers import used
+
+DAY = "1_000_000_000/day"
+
+
+class Interrupted(KeyboardInterrupt):
+    """What the signals of these tests raise."""
+
+
+class Storm:
+    """Interrupts calls at random moments, as somebody who hammers on Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._chance = random.Random(7)
+        self.hits = 0
+
+    def strike(self, _number: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise Interrupted
+
+    def call(self, function: Callable[[], object], longest: float) -> None:
+        """Call a function, and interrupt it after so many seconds at most."""
+        try:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, self._chance.uniform(1e-6, longest))
+            function()
+            self._armed = False
+        except Interrupted:
+            self.hits += 1
+        finally:
+            self._armed = False
+
+
+@pytest.fixture
+def storm() -> Iterator[Storm]:
+    def note(raised: sys.UnraisableHookArgs) -> None:
+        if not isinstance(raised.exc_value, Interrupted):  # which may strike a finalizer, too
+            others.append(raised.exc_value)
+
+    others: list[BaseException | None] = []
+    storm = Storm()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "unraisablehook", note)
+        before = signal.signal(signal.SIGALRM, storm.strike)
+        yield storm
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not others
+
+
+def no_lock_is_taken(store: MemoryStore) -> bool:
+    return not any(stripe.lock.locked() for stripe in store._stripes)
+
+
+@pytest.mark.parametrize("reserve", [None, 3], ids=["no reserve", "reserve"])
+def test_rule_11_interrupts_at_any_moment_lose_no_charge_and_leave_no_lock(
+    storm: Storm, default_store: MemoryStore, reserve: int | None
+) -> None:
+    answered = 0
+
+    @rate_limited(DAY, key="user")
+    @token_budget(DAY, key="user", reserve=reserve, usage=lambda answer: 2)
+    def ask(user: str) -> str:
+        nonlocal answered
+        answered += 1
+        return "an answer"
+
+    attempts = 4_000
+    for _ in range(attempts):
+        storm.call(lambda: ask("alice"), 8e-5)
+        assert no_lock_is_taken(default_store)
+    assert storm.hits > 100
+    rate, budget = limiters_of(ask)
+    assert answered <= used(rate) <= attempts
+    # An interrupted call is charged its usage, its reserve, or its estimate, which is two tokens as well.
+    assert 2 * answered <= used(budget) <= (reserve or 2) * attempts
+
+
+def test_interrupts_of_the_fast_path_lose_no_charge_and_leave_no_lock(storm: Storm, default_store: MemoryStore) -> None:
+    calls = 0
+
+    @rate_limited("500/day", key="user")
+    def ask(user: str) -> None:
+        nonlocal calls
+        calls += 1
+
+    (limiter,) = limiters_of(ask)
+    for round_ in range(8):
+        key, calls = f"user-{round_}", 0
+
+        def try_once(key: str = key) -> None:
+            try:
+                ask(key)
+            except limiter.exceeded:
+                pass
+
+        for _ in range(700):
+            storm.call(try_once, 1e-5)
+        assert no_lock_is_taken(default_store)
+        assert calls <= used(limiter, key) <= 500
+    assert storm.hits > 100
+
+
+def test_an_interrupted_hold_is_settled_at_the_end_of_its_block(storm: Storm, default_store: MemoryStore) -> None:
+    budget = TokenBudget(DAY, name="holds")
+    blocks = 0
+
+    def hold() -> None:
+        nonlocal blocks
+        with budget.reserve("alice", 5) as hold:
+            blocks += 1
+            hold.settle(4)
+
+    attempts = 3_000
+    for _ in range(attempts):
+        storm.call(hold, 6e-5)
+    assert storm.hits > 100
+    assert no_lock_is_taken(default_store)
+    assert 4 * blocks <= used(budget) <= 5 * attempts
+
+
+@pytest.mark.parametrize("reserve", [None, 3], ids=["no reserve", "reserve"])
+def test_rule_11_calls_at_any_depth_of_the_stack_lose_no_charge(
+    default_store: MemoryStore, reserve: int | None
+) -> None:
+    answered = 0
+
+    @rate_limited(DAY, key="user")
+    @token_budget(DAY, key="user", reserve=reserve, usage=lambda answer: 2)
+    def ask(user: str) -> str:
+        nonlocal answered
+        answered += 1
+        return "an answer"
+
+    def descend() -> bool:
+        """Call at every depth from the deepest up. True where a call came through."""
+        try:
+            if descend():
+                return True
+        except RecursionError:
+            pass
+        try:
+            ask("alice")
+        except RecursionError:
+            return False
+        return True
+
+    assert descend()
+    assert no_lock_is_taken(default_store)
+    rate, budget = limiters_of(ask)
+    assert used(rate) >= answered
+    assert used(budget) >= 2 * answered
+
+
+class Garbage:
+    """A cycle that does something when it is collected."""
+
+    def __init__(self, finalize: Callable[[], object]) -> None:
+        self._finalize = finalize
+        self._self = self
+
+    def __del__(self) -> None:
+        self._finalize()
+
+
+def collect_at(allocation: int, call: Callable[[], object]) -> None:
+    """Run a call in the midst of which, at one of its allocations, the garbage is collected."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(gc.get_count()[0] + allocation)
+    gc.enable()
+    try:
+        call()
+    finally:
+        gc.disable()
+        gc.set_threshold(*thresholds)
+
+
+@pytest.fixture
+def _no_collections() -> Iterator[None]:
+    gc.disable()
+    gc.collect()
+    gc.freeze()  # what is there before is not looked at sixty times
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collections")
+def test_rule_11_streams_that_are_collected_under_the_lock_are_settled() -> None:
+    budget = TokenBudget(DAY, name="streams")
+
+    @token_budget(budget, key="user", reserve=9, usage=lambda item: item)
+    def stream(user: str) -> Iterator[int]:
+        yield 2
+        yield 3
+
+    @token_budget(budget, key="user", reserve=1, usage=lambda answer: 1)
+    def ask(user: str) -> str:
+        return "an answer"
+
+    rounds = 0
+    for allocation in range(1, 60):
+        items = stream("alice")
+        assert next(items) == 2
+        Garbage(items.close)
+        del items
+        collect_at(allocation, lambda: ask("alice"))
+        gc.collect()
+        rounds += 1
+    assert used(budget) == 3 * rounds
+
+
+def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+STORES = ["memory://", "sqlite:///{}/counts.db"]
+
+
+@pytest.mark.parametrize("url", STORES)
+def test_the_interpreter_shuts_down_in_silence_with_streams_and_holds_open(url: str, tmp_path: Path) -> None:
+    program = """
+        import asyncio, sys, threading
+        from quotalimit import TokenBudget, configure, store_from_url, token_budget
+
+        configure(store=store_from_url(sys.argv[1]))
+
+        @token_budget("1000/day", key="user", reserve=5, usage=lambda item: item, name="streams")
+        def stream(user):
+            yield 1
+            yield 2
+
+        @token_budget("1000/day", key="user", reserve=5, usage=lambda item: item, name="async")
+        async def stream_async(user):
+            yield 1
+            yield 2
+
+        kept = stream("alice")
+        next(kept)
+        cycle = [stream("alice")]
+        cycle.append(cycle)
+        next(cycle[0])
+        never = stream("bob")
+        async def leave():
+            global items
+            items = stream_async("alice")
+            await items.__anext__()
+        asyncio.run(leave())
+        hold = TokenBudget("100/day", name="holds").reserve("alice", 5)
+        hold.__enter__()
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        print("done")
+    """
+    ended = run_python(program, url.format(tmp_path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def forking_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "memory":
+        yield MemoryStore()
+    else:
+        store = SQLiteStore(tmp_path / "counts.db", timeout=30)
+        yield store
+        store.close()
+
+
+def test_a_fork_amid_calls_of_threads_leaves_counts_right(forking_store: Store) -> None:
+    """Rule 11: what is held at a fork is the parent's to settle; the child's calls neither hang nor settle it."""
+    program = """
+        import os, sys, threading
+        from quotalimit import configure, limiters_of, store_from_url, token_budget, rate_limited
+
+        configure(store=store_from_url(sys.argv[1]))
+
+        @rate_limited("1000000/day", key="user", name="calls")
+        @token_budget("1000000/day", key="user", reserve=5, usage=lambda answer: 3, name="tokens")
+        def ask(user):
+            return "an answer"
+
+        @token_budget(limiters_of(ask)[1], key="user", reserve=7, usage=lambda item: item)
+        def stream(user):
+            yield 1
+            yield 1
+
+        done = [0] * 3
+        stop = threading.Event()
+        def work(number):
+            while not stop.is_set():
+                ask("alice")
+                done[number] += 1
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        held = stream("alice")
+        next(held)
+        shared = not sys.argv[1].startswith("memory")
+        children = 0
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    ask("alice")
+                    held.close()
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+            children += 1
+        stop.set()
+        for thread in threads:
+            thread.join()
+        list(held)
+        calls = sum(done) + (children if shared else 0)
+        rate, budget = limiters_of(ask)
+        used = rate.peek("alice").used, budget.peek("alice").used
+        assert used == (calls, 3 * calls + 2), (used, calls)
+    """
+    path = forking_store._database.path if isinstance(forking_store, SQLiteStore) else None
+    forking_store.flush()
+    ended = run_python(program, "memory://" if path is None else f"sqlite:///{path}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_rule_6_the_child_of_a_fork_does_not_stand_in_line_behind_threads_of_its_parent() -> None:
+    program = """
+        import os, threading, time
+        from quotalimit import RateLimiter
+        from quotalimit._waiting import LINES
+
+        limiter = RateLimiter("1/minute", name="calls")
+        limiter.acquire("alice")
+        waiting = threading.Thread(target=limiter.acquire, args=("alice",), kwargs={"wait": 100}, daemon=True)
+        waiting.start()
+        while not LINES:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                limiter.reset("alice")
+                status = 0 if limiter.allow("alice") and not limiter.allow("alice") else 2
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    ended = run_python(program)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+_store: Store = MemoryStore()
+
+
+def begin_worker(path: str | None) -> None:
+    """Set up a worker of a pool: its own memory, or the file that all share."""
+    global _store
+    _store = MemoryStore() if path is None else SQLiteStore(path, timeout=30)
+
+
+def charge_some(calls: int) -> int:
+    """Charge a budget from within a worker, holding it meanwhile."""
+    budget = TokenBudget("1000000/day", name="pool", store=_store)
+    for _ in range(calls):
+        with budget.reserve("alice", 5) as hold:
+            hold.settle(2)
+    return os.getpid()
+
+
+def test_a_pool_of_processes_started_amid_calls_counts_in_one_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "counts.db")
+    store = SQLiteStore(path, timeout=30)
+    budget = TokenBudget("1000000/day", name="pool", store=store)
+    own = threading.Thread(target=lambda: [budget.charge("alice", 1) for _ in range(100)])
+    with budget.reserve("alice", 11) as hold:
+        own.start()
+        with ProcessPoolExecutor(2, get_context("fork"), begin_worker, (path,)) as pool:
+            processes = set(pool.map(charge_some, [20] * 4))
+        own.join()
+        hold.settle(10)
+    assert os.getpid() not in processes
+    assert used(budget) == 4 * 20 * 2 + 100 + 10
+    store.close()
