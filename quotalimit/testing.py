@@ -45,8 +45,8 @@ class Clock:
     """A clock for limits that stands still until it is moved: `with Clock() as clock: ... clock.tick(60)`.
 
     It moves the time of this library alone. Where freezegun or time-machine has stopped the time, it shows theirs, and
-    moves theirs. Calls that wait look up when it is moved. A store that asks a server for the time, such as Redis, does
-    not see it.
+    moves theirs. Calls that wait look up when it is moved. A `RedisStore` goes by the time of
+    its server, unless it is given `clock=`.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
