@@ -305,12 +305,12 @@ class MemoryCounts:
     """
 
     __slots__ = (
+        "__weakref__",
         "_max_keys",
         "_moving",
         "_old",
         "_retire_at",
         "_slowest",
-        "__weakref__",
         "name",
         "open",
         "sweep_at",
