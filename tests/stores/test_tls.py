@@ -94,7 +94,7 @@ def test_a_password_goes_over_tls(serve: Serve, trusted: str, tmp_path: Path) ->
         place = f"127.0.0.1:{serve(port=server.port)}/0?{urlencode({'ssl_ca_certs': trusted})}"
         assert_counts(f"rediss://:s3cret@{place}")
         wrong = RateLimiter("3/minute", name="chat", store=RedisStore(f"rediss://:wr0ng@{place}", timeout=10))
-        with pytest.raises(StoreUnavailable, match="(?i)password"):
+        with pytest.raises(StoreUnavailable, match=r"(?i)password"):
             wrong.allow("alice")
     finally:
         server.kill()
