@@ -317,7 +317,7 @@ class LoopLinks:
                 await asyncio.wait(others)
             for idle in self.idle.values():
                 while idle:
-                    await idle.pop().disconnect(nowait=True)
+                    await _let_go(idle.pop())
 
     def close_soon(self) -> None:
         """Have the loop close the connections, if it still runs."""
@@ -370,7 +370,7 @@ class Waiting:
                 if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
                     idle.append(connection)
                 else:
-                    await connection.disconnect(nowait=True)
+                    await _let_go(connection)
                 if isinstance(error, TimeoutError):
                     raise NoReply(f"no reply in {self._owner.timeout} s") from None
                 raise
@@ -388,7 +388,7 @@ class Waiting:
         except TimeoutError:
             raise NoReply(f"no reply in {self._owner.timeout} s") from None
         finally:
-            await connection.disconnect(nowait=True)
+            await _let_go(connection)
 
 
 class Patience:
@@ -460,6 +460,13 @@ async def _reopen_async_if_closed(connection: Any) -> None:
             return
     except RedisError:
         pass
+    await _let_go(connection)
+
+
+async def _let_go(connection: Any) -> None:
+    """Close a connection at once: TLS would first wait for the server's goodbye, and perhaps longer than the loop."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
     await connection.disconnect(nowait=True)
 
 
@@ -483,6 +490,8 @@ def _from_url(url: str) -> dict[str, Any]:
             "the URL of a RedisStore is written redis://, rediss:// or unix://, such as redis://localhost:6379/0"
         ) from None
     kind = options.pop("connection_class", redis.connection.Connection)
+    if url.startswith("rediss://") and options.get("ssl_cert_reqs") != "none":
+        options.setdefault("ssl_check_hostname", True)  # redis-py did not look at the name before version 6
     return {**options, "kind": kind.__name__}
 
 
