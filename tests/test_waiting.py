@@ -1052,7 +1052,7 @@ async def test_rule_12_only_the_rest_that_a_nested_call_asks_for_can_delay_the_h
 
 
 async def test_rule_6_a_call_that_waits_for_one_store_takes_nothing_on_another(clock: Any) -> None:
-    first, second = WatchedStore(), WatchedStore()
+    first, second = MemoryStore(), MemoryStore()
     free = RateLimiter("5/day", store=first)
     full = RateLimiter("1/day", store=second)
 
@@ -1071,8 +1071,8 @@ async def test_rule_6_a_call_that_waits_for_one_store_takes_nothing_on_another(c
 
 
 async def test_rule_6_two_calls_that_ask_two_stores_in_different_orders_do_not_wait_for_each_other(clock: Any) -> None:
-    one = RateLimiter("1/day", store=WatchedStore())
-    other = RateLimiter("1/day", store=WatchedStore())
+    one = RateLimiter("1/day", store=MemoryStore())
+    other = RateLimiter("1/day", store=MemoryStore())
 
     @rate_limited(one, key=everyone, wait=math.inf)
     @rate_limited(other, key=everyone, wait=math.inf)

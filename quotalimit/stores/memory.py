@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Final, TypeVar
 from weakref import WeakSet
 
@@ -98,7 +98,7 @@ class MemoryStore(Store):
         stripes, standing = self._stripes, self.lines.standing
 
         def admits(keys: Sequence[Key]) -> list[Charge] | None:
-            if standing or collectors():
+            if collectors() or (standing and _somebody_waits(standing, asks, keys)):
                 return None
             first, same = keys[0], True
             for key in keys:
@@ -246,6 +246,11 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
             if report:
                 answer.decisions.append(decide(claim, state, now, 0, None))
     return answer
+
+
+def _somebody_waits(standing: Container[Hashable], asks: Sequence[Ask], keys: Sequence[Key]) -> bool:
+    """Whether a call stands in line where common calls ask."""
+    return any((ask.counts, key) in standing for ask, key in zip(asks, keys, strict=True))
 
 
 def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe]) -> list[Charge] | None:
