@@ -23,8 +23,7 @@ import pytest
 
 from quotalimit import MemoryStore, Store, TokenBudget, limiters_of, rate_limited, token_budget
 from quotalimit.stores.sqlite import SQLiteStore
-
-from .helpers import used
+from tests.helpers import used
 
 DAY = "1_000_000_000/day"
 
