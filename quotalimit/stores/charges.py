@@ -7,7 +7,34 @@ from copy import copy
 
 from quotalimit.algorithms.base import NEVER, Algorithm, State
 from quotalimit.decision import Decision, Reason
+from quotalimit.keys import Identity
 from quotalimit.stores.base import Charge, Claim, decide
+
+
+class OpenCharges(dict[Identity, set[Charge]]):
+    """The charges that are open on the counts of a limit, by identity."""
+
+    def hold(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open."""
+        charges = self.get(identity)
+        if charges is None:
+            self[identity] = {charge}
+        else:
+            charges.add(charge)
+
+    def release(self, identity: Identity, charge: Charge) -> None:
+        """Note that a charge is open no longer."""
+        charges = self.get(identity)
+        if charges is not None:
+            charges.discard(charge)
+            if not charges:
+                del self[identity]
+
+    def forget(self, identity: Identity) -> None:
+        """Close the charges of an identity: their settlements will do nothing."""
+        for charge in self.pop(identity, ()):
+            charge.open = False
+            charge.held = 0
 
 
 def needed(claim: Claim) -> int:

@@ -14,7 +14,7 @@ from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
 from quotalimit.keys import PLAIN, Identity, Key
 from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide, decision
-from quotalimit.stores.charges import close, lend, refusal_of
+from quotalimit.stores.charges import OpenCharges, close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
 T = TypeVar("T")
@@ -241,7 +241,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                     counts.young[identity] = state = after
                 if claim.holds:
                     charge = Charge(claim, mark, cost, borrowed)
-                    counts.hold(identity, charge)
+                    counts.open.hold(identity, charge)
                     answer.charges.append(charge)
             if report:
                 answer.decisions.append(decide(claim, state, now, 0, None))
@@ -276,7 +276,7 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
         counts.young[key] = after
         if holds:
             charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
-            counts.hold(key, charge)
+            counts.open.hold(key, charge)
             charges.append(charge)
     return charges
 
@@ -325,7 +325,7 @@ class MemoryCounts:
 
     def __init__(self, name: str, max_keys: int) -> None:
         self.name = name
-        self.open: dict[Identity, set[Charge]] = {}
+        self.open = OpenCharges()
         self._slowest: Algorithm | None = None
         self._max_keys = max_keys
         self.young: dict[Identity, State] = {}
@@ -377,27 +377,9 @@ class MemoryCounts:
             self.young[identity] = dated
         return dated
 
-    def hold(self, identity: Identity, charge: Charge) -> None:
-        """Note that a charge is open."""
-        charges = self.open.get(identity)
-        if charges is None:
-            self.open[identity] = {charge}
-        else:
-            charges.add(charge)
-
-    def release(self, identity: Identity, charge: Charge) -> None:
-        """Note that a charge is open no longer."""
-        charges = self.open.get(identity)
-        if charges is not None:
-            charges.discard(charge)
-            if not charges:
-                del self.open[identity]
-
     def forget(self, identity: Identity) -> None:
         """Drop an identity's state and close its charges."""
-        for charge in self.open.pop(identity, ()):
-            charge.open = False
-            charge.held = 0
+        self.open.forget(identity)
         with self._moving:
             self._old.pop(identity, None)
             self.young.pop(identity, None)
@@ -451,7 +433,7 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
         loaded, before = (True, counts.load(identity, now)) if wait else counts.try_load(identity)
         if not loaded:
             return False
-    counts.release(identity, charge)
+    counts.open.release(identity, charge)
     state = limit.redate(before, now) if has_stepped_back else before
     if charge.borrowed:
         for lender, change in close(charge, used):

@@ -13,6 +13,7 @@ from quotalimit.decision import Decision
 from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, encode
 from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, decide
+from quotalimit.stores.charges import OpenCharges
 from quotalimit.stores.names import Owner
 from quotalimit.stores.outage import Outage
 from quotalimit.stores.settlements import Change, Settlements
@@ -40,7 +41,7 @@ class SharedCounts:
         self.slowest = limit
         self.spare = spare
         self.slot: Any = None
-        self.open: dict[bytes, set[Charge]] = {}
+        self.open = OpenCharges()
 
     def charges(self, identity: Identity) -> Iterable[Charge]:
         """The charges of an identity that this process holds open."""
@@ -48,22 +49,15 @@ class SharedCounts:
 
     def opened(self, charge: Charge) -> None:
         """Note that a charge is open."""
-        self.open.setdefault(written(charge.identity), set()).add(charge)
+        self.open.hold(written(charge.identity), charge)
 
     def closed(self, charge: Charge) -> None:
         """Note that a charge is open no longer."""
-        identity = written(charge.identity)
-        charges = self.open.get(identity)
-        if charges is not None:
-            charges.discard(charge)
-            if not charges:
-                del self.open[identity]
+        self.open.release(written(charge.identity), charge)
 
     def forget(self, identity: Identity) -> None:
         """Close the open charges of an identity: their settlements will do nothing."""
-        for charge in self.open.pop(written(identity), ()):
-            charge.open = False
-            charge.held = 0
+        self.open.forget(written(identity))
 
 
 class SpareCharge(Charge):
