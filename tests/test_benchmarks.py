@@ -57,7 +57,7 @@ def test_a_paced_window_is_full_and_admits() -> None:
     with pace.running():
         for _ in range(200):
             ask("alice")
-        assert limiters_of(ask)[0].peek("alice").used in (49, 50)
+        assert 46 <= limiters_of(ask)[0].peek("alice").used <= 50
     pace.check_full(ask, 50)
     assert time.time is real
 

@@ -183,6 +183,13 @@ def _no_gates(_keys: Sequence[Key]) -> None:
     return None
 
 
+def checked_max_keys(max_keys: int) -> int:
+    """A bound of the identities that a limit counts for. Raises `ValueError` for what is none."""
+    if type(max_keys) is not int or max_keys < 1:
+        raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
+    return max_keys
+
+
 def decide(claim: Claim, state: State, now: int, wait: int | None, reason: Reason | None) -> Decision:
     """The decision on a claim, given the state that remains after it."""
     return decision(claim.counts.name, claim.limit, claim.need, state, now, wait, reason)

@@ -13,7 +13,19 @@ from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision, collectors
 from quotalimit.errors import StoreFull
 from quotalimit.keys import PLAIN, Identity, Key
-from quotalimit.stores.base import NOTHING, Answer, Ask, Charge, Claim, Gate, Gates, Store, decide, decision
+from quotalimit.stores.base import (
+    NOTHING,
+    Answer,
+    Ask,
+    Charge,
+    Claim,
+    Gate,
+    Gates,
+    Store,
+    checked_max_keys,
+    decide,
+    decision,
+)
 from quotalimit.stores.charges import OpenCharges, close, lend, refusal_of
 from quotalimit.stores.names import Owner
 
@@ -37,9 +49,7 @@ class MemoryStore(Store):
 
     def __init__(self, *, max_keys: int = 1_000_000) -> None:
         super().__init__()
-        if type(max_keys) is not int or max_keys < 1:
-            raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
-        self._max_keys = max_keys
+        self._max_keys = checked_max_keys(max_keys)
         self._stripes = [Stripe() for _ in range(_STRIPES)]
         self._places: WeakSet[MemoryCounts] = WeakSet()
         _stores.add(self)
@@ -83,7 +93,7 @@ class MemoryStore(Store):
                 if before is None or not counts.swept_at <= now < counts.sweep_at:
                     before = counts.load(key, now)
                     if before is None:
-                        counts.make_room(now, 1)
+                        counts.make_room(1)
                 after = admit(before, now)
                 if after is None:
                     if key in counts.open:
@@ -121,7 +131,7 @@ class MemoryStore(Store):
 
     def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for settlement in settlements:
-            stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
+            stripe = self._stripe(settlement[0].identity)
             taken: list[bool] = []
             try:
                 taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
@@ -153,7 +163,7 @@ class MemoryStore(Store):
         for claim in claims:
             if claim.identity is not identity:
                 return [self._stripes[place] for place in sorted({hash(claim.identity) % _STRIPES for claim in claims})]
-        return [self._stripes[hash(identity) % _STRIPES]]
+        return [self._stripe(identity)]
 
 
 class Stripe:
@@ -285,7 +295,7 @@ def _make_room(claims: Sequence[Claim], now: int) -> None:
     """Check that the last of the claims, for which nothing is counted yet, may be counted. Raises `StoreFull`."""
     counts = claims[-1].counts
     new = {claim.identity for claim in claims if claim.counts is counts and counts.load(claim.identity, now) is None}
-    counts.make_room(now, len(new))
+    counts.make_room(len(new))
 
 
 def _peek(claims: Sequence[Claim], stripes: Sequence[Stripe]) -> list[Decision]:
@@ -346,7 +356,7 @@ class MemoryCounts:
 
     def load(self, identity: Identity, now: int) -> State:
         if not self.swept_at <= now < self.sweep_at:
-            self.sweep(now)
+            self.sweep()
         state = self.young.get(identity)
         if state is None:
             with self._moving:
@@ -367,9 +377,6 @@ class MemoryCounts:
         state = self._old.pop(identity, None)
         return self.young.get(identity) if state is None else self.young.setdefault(identity, state)
 
-    def save(self, identity: Identity, state: State) -> None:
-        self.young[identity] = state
-
     def redate(self, identity: Identity, state: State, limit: Algorithm, now: int) -> State:
         """A state as of now, and kept so."""
         dated = limit.redate(state, now)
@@ -384,15 +391,15 @@ class MemoryCounts:
             self._old.pop(identity, None)
             self.young.pop(identity, None)
 
-    def make_room(self, now: int, new: int) -> None:
+    def make_room(self, new: int) -> None:
         """Check that so many new identities may be counted. Raises `StoreFull`."""
         most = self._max_keys - new
         if len(self) <= most:
             return
         if not self._old:
             self._retire_at = 0
-        self.sweep(now, _SWEEP_WHEN_FULL)
-        self.sweep(now, _SWEEP_WHEN_FULL)
+        self.sweep(_SWEEP_WHEN_FULL)
+        self.sweep(_SWEEP_WHEN_FULL)
         if len(self) > most:
             raise StoreFull(
                 f"{self.name}: already counting for {self._max_keys} identities, so a new one is refused: "
@@ -402,7 +409,7 @@ class MemoryCounts:
     def __len__(self) -> int:
         return len(self.young) + len(self._old)
 
-    def sweep(self, now: int, batch: int = _SWEEP) -> None:
+    def sweep(self, batch: int = _SWEEP) -> None:
         """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
         if limit is None or self._moving.locked():
@@ -441,7 +448,9 @@ def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bo
     else:
         change = used - charge.held
         if change > 0:  # before the charge is closed: an interrupt between the two must not forget it
-            counts.young[identity] = state = limit.adjust(state, charge.mark, change, now)
+            state = limit.adjust(state, charge.mark, change, now)
+            if state is not None:  # as it is where all of it was charged in a window that has passed
+                counts.young[identity] = state
         charge.open, charge.held = False, 0
         if change < 0:
             state = limit.adjust(state, charge.mark, change, now)

@@ -29,6 +29,14 @@ class Outage:
         self._said_kept = False
         self._lock = threading.Lock()
 
+    def __enter__(self) -> None:
+        """Begin to ask the store. Raises `StoreUnavailable` if it failed a moment ago."""
+        self.check()
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, StoreUnavailable):
+            self.begin(error)
+
     def check(self) -> None:
         """Raise `StoreUnavailable` if the store failed a moment ago; one call a second goes ahead to try it."""
         error = self._error

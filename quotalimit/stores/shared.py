@@ -12,7 +12,7 @@ from quotalimit.algorithms.base import Algorithm
 from quotalimit.decision import Decision
 from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, encode
-from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, decide
+from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, checked_max_keys, decide
 from quotalimit.stores.charges import OpenCharges
 from quotalimit.stores.names import Owner
 from quotalimit.stores.outage import Outage
@@ -110,14 +110,12 @@ class SharedStore(Store):
 
     def __init__(self, *, timeout: float, on_unavailable: OnUnavailable, max_keys: int) -> None:
         super().__init__()
-        if type(max_keys) is not int or max_keys < 1:
-            raise ValueError(f"max_keys must be a positive whole number, not {max_keys!r}")
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= _LONGEST_TIMEOUT:
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         if on_unavailable not in ("raise", "allow") and not isinstance(on_unavailable, Store):
             raise ValueError(f'on_unavailable must be "raise", "allow" or another store, not {on_unavailable!r}')
         self._timeout = timeout
-        self._max_keys = max_keys
+        self._max_keys = checked_max_keys(max_keys)
         self._spare = on_unavailable if isinstance(on_unavailable, Store) else None
         self._raises = on_unavailable == "raise"
         self._lock = threading.Lock()
@@ -272,25 +270,17 @@ class SharedStore(Store):
 
     def _put(self, question: Question) -> Answer:
         """Ask the store, unless it failed a moment ago."""
-        self._outage.check()
-        try:
+        with self._outage:
             answer = self._ask(question)
-        except StoreUnavailable as error:
-            self._outage.begin(error)
-            raise
-        if answer.now:  # else there was nothing to ask
-            self._outage.end()
-        if answer.charges:
-            WRITER.watch(self)
-        return answer
+        return self._answered(answer)
 
     async def _put_async(self, question: Question) -> Answer:
-        self._outage.check()
-        try:
+        """The twin of `_put`."""
+        with self._outage:
             answer = await self._ask_async(question)
-        except StoreUnavailable as error:
-            self._outage.begin(error)
-            raise
+        return self._answered(answer)
+
+    def _answered(self, answer: Answer) -> Answer:
         if answer.now:  # else there was nothing to ask
             self._outage.end()
         if answer.charges:

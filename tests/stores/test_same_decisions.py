@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quotalimit import (
@@ -184,6 +184,8 @@ def moves(*milliseconds: int) -> Any:
 
 PLAIN = ("call", "call", "charge", "peek", "reset", "hold", "settle", "tier", "refund")
 FORWARD = (1, 999, 2_500, 10_000, 31_000, 60_000, 4_000_000, 90_000_000)
+HELD_NOTHING_FOR_A_WINDOW = (("enter", "sliding", 1, 0, 0), ("move", "sliding", 0, 0, 60_000), ("leave", "", 0, 1, 0))
+"""Found by the test of one process: all that is to be counted has left the window before anything was."""
 BACK = (-1, -999, -5_000, -61_000, -90_000_000)
 
 
@@ -221,6 +223,7 @@ def _journals(request: pytest.FixtureRequest) -> Iterator[None]:
 @others
 @pytest.mark.usefixtures("_journals")
 @settings(max_examples=40, deadline=None)
+@example(trace=list(HELD_NOTHING_FOR_A_WINDOW))
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave", "leave"), moves(*FORWARD)), max_size=30))
 def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
