@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,3 +27,8 @@ def open_holds(limiter: RateLimiter | TokenBudget, *keys: Key) -> int:
     for key in keys or ("alice",):
         limiter.peek(key)
     return sum(len(charges) for counts, _ in limiter.bound().places for charges in counts.open.values())
+
+
+def shown(value: object) -> str:
+    """A value as the name of a test's case: without its address, so that processes that share the tests agree."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))

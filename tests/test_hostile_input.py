@@ -31,7 +31,7 @@ from quotalimit.amounts import MAX_UNITS
 from quotalimit.integrations.client_address import Proxies, address_in
 from quotalimit.keys import LONGEST, encode, identify
 
-from .helpers import open_holds, used
+from .helpers import open_holds, shown, used
 
 MEGABYTE = 1_000_000
 RIGHT_TO_LEFT = "\u202e20/minute\u202c"
@@ -95,7 +95,7 @@ def test_what_only_looks_like_a_rate_is_refused(text: str) -> None:
     assert len(str(refusal.value)) < 2_000
 
 
-@pytest.mark.parametrize("value", [None, b"20/minute", 20, math.nan, [], nested(100, "1/s"), object()], ids=repr)
+@pytest.mark.parametrize("value", [None, b"20/minute", 20, math.nan, [], nested(100, "1/s"), object()], ids=shown)
 def test_what_is_no_text_is_no_rate(value: Any) -> None:
     with pytest.raises(InvalidLimit):
         Rate.parse(value)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from quotalimit import InvalidKey, RateLimiter, everyone, ip_key, limiters_of, rate_limited
 from quotalimit.keys import encode, identify
 
+from .helpers import shown
+
 
 class Plan(Enum):
     """Members with the values of other identities."""
@@ -122,7 +124,7 @@ REFUSED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("key", REFUSED, ids=repr)
+@pytest.mark.parametrize("key", REFUSED, ids=shown)
 def test_what_is_no_identity_is_refused(key: Any) -> None:
     limiter = RateLimiter("1/day")
     for use in (limiter.allow, limiter.acquire, limiter.peek, limiter.reset, encode, identify):

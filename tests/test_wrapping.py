@@ -37,6 +37,8 @@ from quotalimit import (
     token_budget,
 )
 
+from .helpers import shown
+
 Decorator = Callable[[Any], Any]
 
 
@@ -963,7 +965,7 @@ def test_missing_parentheses_are_refused(decorator: Any) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("target", [Assistant, property(len), "chat", None, 7], ids=repr)
+@pytest.mark.parametrize("target", [Assistant, property(len), "chat", None, 7], ids=shown)
 def test_what_is_no_function_cannot_be_decorated(limit: Any, target: Any) -> None:
     with pytest.raises(TypeError, match="decorate a function"):
         limit()(target)

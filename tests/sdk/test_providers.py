@@ -52,7 +52,7 @@ from quotalimit import (
     token_budget,
 )
 
-from ..helpers import open_holds, used
+from ..helpers import open_holds, shown, used
 
 Wire = dict[str, Any]
 Build = Callable[[Any], Any]
@@ -1118,7 +1118,7 @@ def test_rule_8_a_hostile_result_is_returned_and_its_call_charged_the_reserve(ma
 @pytest.mark.parametrize(
     "history",
     [[None], [7], ["model"], [{"role": "model", "parts": 7}], [{"role": "user", "parts": 7}], [Hostile()], 7, {}],
-    ids=repr,
+    ids=shown,
 )
 def test_a_nonsensical_history_of_function_calls_does_not_raise(history: Any) -> None:
     usage = read_usage(
