@@ -109,9 +109,7 @@ class Gatekeeper:
             return None
         parts: list[Part] = []
         for layer, charge in zip(self._holding, charges):  # noqa: B905
-            part = Part(layer, store, charge.held)
-            part.charges.append(charge)
-            parts.append(part)
+            parts.append(Part(layer, store, charge.held, [charge]))
         return Call(None, parts, arguments)
 
     def _bind(self) -> None:
@@ -155,7 +153,7 @@ class Asked:
             store, holds = binding.store, layer.holds
             part = None
             if holds:
-                part = Part(layer, store, cost)
+                part = Part(layer, store, cost, [])
                 self._parts.append(part)
             owner = layer, key, part
             for counts, limit in places:
@@ -200,7 +198,7 @@ class Asked:
         self._publish("admitted", dict(enumerate(decisions)))
         for (_, _, part), decision in zip(self._owners, decisions, strict=True):
             if part is not None:
-                part.decisions.append(decision)
+                part.decisions = (*part.decisions, decision)
 
     def _hand_out(self, charges: Sequence[Charge]) -> None:
         """Give each part of the call the charges that it holds."""

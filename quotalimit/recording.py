@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from numbers import Real
+from types import MappingProxyType
 from typing import Final
 
 from quotalimit.amounts import units_or_none
@@ -22,32 +23,37 @@ class Recorder:
     records = True
     """Whether a token budget is among the call's layers."""
 
+    # What few calls have is in the class until then. It is then put in place in one step, for threads may be first
+    # side by side.
+    recorded: Sequence[tuple[Reading, tuple[object, ...]]] = ()
+    _sources: Mapping[int, object] = MappingProxyType({})
+    _latest: Mapping[int, object] = _sources
+
     def __init__(self, enclosing: Recorder | None) -> None:
         self.enclosing = enclosing
-        self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
-        self._sources: dict[int, object] = {}
-        self._latest: dict[int, object] = {}
 
     def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
         """Add a reading, unless one of its sources has been read before."""
         if not self.knows(sources):
-            self.recorded.append((reading, sources))
+            self.__dict__.setdefault("recorded", []).append((reading, sources))
             self.remember(sources)
 
     def remember(self, sources: Iterable[object]) -> None:
         """Know these objects from now on. They are kept alive, for the id of a dead object may come again."""
+        known = self.__dict__.setdefault("_sources", {})
         for source in sources:
-            self._sources[id(source)] = source
+            known[id(source)] = source
 
     def remember_latest(self, sources: Iterable[object]) -> None:
         """Know what usage was read from, and forget what it was read from long before.
 
         An item of a stream is recorded soon after it was yielded, if at all, and there may be a million of them.
         """
+        latest = self.__dict__.setdefault("_latest", {})
         for source in sources:
-            self._latest[id(source)] = source
-        while len(self._latest) > _MOST_LATEST:
-            del self._latest[next(iter(self._latest))]
+            latest[id(source)] = source
+        while len(latest) > _MOST_LATEST:
+            del latest[next(iter(latest))]
 
     @property
     def has_sources(self) -> bool:
@@ -56,9 +62,8 @@ class Recorder:
 
     def forget(self) -> None:
         """Let go of what was recorded and read."""
-        self.recorded.clear()
-        self._sources.clear()
-        self._latest.clear()
+        for kept in ("recorded", "_sources", "_latest"):
+            self.__dict__.pop(kept, None)
 
     @property
     def latest(self) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ import re
 from types import SimpleNamespace
 from typing import Any
 
-from quotalimit import RateLimiter, TokenBudget
+from quotalimit import MemoryStore, RateLimiter, TokenBudget
 from quotalimit.keys import Key
 
 
@@ -32,3 +32,8 @@ def open_holds(limiter: RateLimiter | TokenBudget, *keys: Key) -> int:
 def shown(value: object) -> str:
     """A value as the name of a test's case: without its address, so that processes that share the tests agree."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(value))
+
+
+def no_lock_is_taken(store: MemoryStore) -> bool:
+    """Whether a store's locks are all free."""
+    return not any(repr(stripe.lock).startswith("<locked") for stripe in store._stripes)

@@ -37,7 +37,7 @@ from quotalimit import (
 from quotalimit._waiting import Lines, Waiter
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.stores.base import Answer, Claim
-from tests.helpers import open_holds
+from tests.helpers import no_lock_is_taken, open_holds
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SOON = 0.05
@@ -761,7 +761,7 @@ def test_a_keyboard_interrupt_in_a_late_settlement_leaves_no_lock_taken(clock: A
         hold.settle(2)
     with pytest.raises(KeyboardInterrupt):
         budget.charge("alice", 1)
-    assert not any(stripe.lock.locked() for stripe in store._stripes)
+    assert no_lock_is_taken(store)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "refused"])

@@ -72,17 +72,21 @@ class Charge:
     charges that it borrowed from, `borrowed` of each.
     """
 
-    __slots__ = ("borrowed", "counts", "held", "identity", "limit", "mark", "open", "taken")
+    borrowed: dict[Charge, int] = NOTHING
+    open = True
 
-    def __init__(self, claim: Claim, mark: Mark, taken: int, borrowed: dict[Charge, int]) -> None:
-        self.counts = claim.counts
-        self.identity = claim.identity
-        self.limit = claim.limit
+    def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, mark: Mark, taken: int) -> None:
+        self.counts = counts
+        self.identity = identity
+        self.limit = limit
         self.mark = mark
         self.taken = taken
+        self.held = taken
+
+    def borrow(self, borrowed: dict[Charge, int]) -> None:
+        """Hold what was borrowed, too."""
         self.borrowed = borrowed
-        self.held = taken + sum(borrowed.values()) if borrowed else taken
-        self.open = True
+        self.held += sum(borrowed.values())
 
 
 class Answer:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Container, Hashable, Sequence
+from functools import partial
+from itertools import repeat, starmap
 from typing import Final, TypeVar
 from weakref import WeakSet
 
 from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision, collectors
-from quotalimit.errors import StoreFull
+from quotalimit.errors import StoreFull, StoreUnavailable
 from quotalimit.keys import PLAIN, Identity, Key
 from quotalimit.stores.base import (
     NOTHING,
@@ -66,16 +68,13 @@ class MemoryStore(Store):
     def after_fork(self) -> None:
         """In the child of a fork: a lock that a thread of the parent held at that moment would stay taken for ever."""
         for stripe in self._stripes:
-            stripe.lock = threading.Lock()
+            stripe.renew_lock()
         for counts in tuple(self._places):
             counts.renew_lock()
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         stripes = self._stripes_of(claims)
-        if len(stripes) > 1:
-            return _locked(stripes, lambda: _acquire(claims, stripes, not_before, report))
-        with stripes[0].lock:
-            return _acquire(claims, stripes, not_before, report)
+        return _locked(stripes, lambda: _acquire(claims, stripes, not_before, report))
 
     def gate(self, counts: MemoryCounts, limit: Algorithm) -> Gate:
         stripes, standing, admit = self._stripes, self.lines.standing, limit.admit
@@ -84,6 +83,8 @@ class MemoryStore(Store):
             if type(key) not in PLAIN or collectors() or (standing and (counts, key) in standing):
                 return False
             stripe = stripes[hash(key) % _STRIPES]
+            if stripe.is_mine():
+                return False
             with stripe.lock:
                 now = clock.now()
                 if stripe.late or now < stripe.latest:
@@ -106,22 +107,30 @@ class MemoryStore(Store):
 
     def gates(self, asks: Sequence[Ask]) -> Gates:
         stripes, standing = self._stripes, self.lines.standing
+        # As plain tuples, which are unpacked in two thirds of the time.
+        wanted = [(ask.counts, ask.limit, ask.need, ask.cost, ask.holds) for ask in asks]
 
         def admits(keys: Sequence[Key]) -> list[Charge] | None:
             if collectors() or (standing and _somebody_waits(standing, asks, keys)):
                 return None
-            first, same = keys[0], True
+            first = keys[0]
+            for key in keys:
+                if key is not first:
+                    return admits_apart(keys)
+            if type(first) not in PLAIN:
+                return None
+            stripe = stripes[hash(first) % _STRIPES]
+            if stripe.is_mine():
+                return None
+            with stripe.lock:
+                return _take_common(wanted, keys, (stripe,))
+
+        def admits_apart(keys: Sequence[Key]) -> list[Charge] | None:
             for key in keys:
                 if type(key) not in PLAIN:
                     return None
-                if key is not first:
-                    same = False
-            if same:
-                stripe = stripes[hash(first) % _STRIPES]
-                with stripe.lock:
-                    return _take_common(asks, keys, (stripe,))
             locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
-            return _locked(locked, lambda: _take_common(asks, keys, locked))
+            return _locked(locked, lambda: _take_common(wanted, keys, locked))
 
         return admits
 
@@ -131,27 +140,26 @@ class MemoryStore(Store):
 
     def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
         for settlement in settlements:
-            stripe = self._stripe(settlement[0].identity)
+            stripe = self._stripes[hash(settlement[0].identity) % _STRIPES]
+            stripe.late.append(settlement)
+            if stripe.is_mine():
+                continue
             taken: list[bool] = []
             try:
                 taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
                 if taken[0]:
-                    stripe.settle(settlement, wait=False)
-                else:
-                    stripe.late.append(settlement)
+                    stripe.settle(False)
             finally:
                 if taken and taken[0]:
                     stripe.lock.release()
-        if ring and self.lines:
+        if ring and self.lines.standing:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
 
     def reset(self, places: Sequence[tuple[MemoryCounts, Identity]]) -> None:
         for counts, identity in places:
             stripe = self._stripe(identity)
-            with stripe.lock:
-                stripe.settle()
-                counts.forget(identity)
+            _locked([stripe], partial(_reset, stripe, counts, identity))
             self.lines.ring(counts, identity)
 
     def _stripe(self, identity: Identity) -> Stripe:
@@ -169,36 +177,55 @@ class MemoryStore(Store):
 class Stripe:
     """A lock for the identities that fall on it, and the settlements that came while it was taken.
 
-    A finalizer may settle anywhere, even in the thread that holds the lock: so settling never waits for it. Whoever
-    takes the lock next settles what is late before anything else. `latest` is the latest time at which anything was
+    A finalizer or a signal handler may run anywhere, even in the thread that holds the lock, in the middle of what it
+    does. So settling never waits for the lock: whoever takes it next settles what is late before anything else. And
+    nothing else is done if the lock is this thread's already. `latest` is the latest time at which anything was
     counted: from then on, no state needs to be re-dated.
     """
 
-    __slots__ = ("late", "latest", "lock")
+    __slots__ = ("is_mine", "late", "latest", "lock")
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.late: list[tuple[Charge, int]] = []
         self.latest = 0
+        self.renew_lock()
 
-    def settle(self, *settlements: tuple[Charge, int], wait: bool = True) -> None:
-        """Close charges, and those in `late`, if need be at a later time. The lock must be held."""
+    def renew_lock(self) -> None:
+        self.lock = threading.RLock()
+        self.is_mine: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
+
+    def settle(self, wait: bool = True) -> None:
+        """Close the charges in `late`, if need be at a later time. The lock must be held."""
         now = clock.now()
         has_stepped_back = now < self.latest
         if not has_stepped_back:
             self.latest = now
-        self.late += settlements
-        for _ in range(len(self.late)):
-            charge, used = settlement = self.late[0]
+        late = self.late
+        for _ in range(len(late)):
+            charge, used = settlement = late[0]
             if charge.open and not _close(charge, used, now, has_stepped_back, wait):
-                self.late.append(settlement)
-            del self.late[0]  # only now, for an interrupt may come at any moment
+                late.append(settlement)
+            del late[0]  # only now, for an interrupt may come at any moment
 
 
 def _locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
     """Do something while all locks are held. Only `with` takes a lock so that no interrupt can leave it taken."""
+    if stripes[0].is_mine():
+        raise _reentered()
     with stripes[0].lock:
         return do() if len(stripes) == 1 else _locked(stripes[1:], do)
+
+
+def _reentered() -> StoreUnavailable:
+    return StoreUnavailable(
+        "a finalizer or a signal handler made a limited call, or a peek or reset, while its thread was in the middle "
+        "of counting another: let it only note what is to be done, and call later"
+    )
+
+
+def _reset(stripe: Stripe, counts: MemoryCounts, identity: Identity) -> None:
+    stripe.settle()
+    counts.forget(identity)
 
 
 def _now(stripes: Sequence[Stripe], not_before: int = 0) -> tuple[int, bool]:
@@ -239,9 +266,8 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
     if not answer.refusals:
         for claim, state in zip(claims, states):  # noqa: B905 - a check costs a tenth of the loop
             counts, identity, cost = claim.counts, claim.identity, claim.cost
-            borrowed = NOTHING
-            if claim.lenders:
-                borrowed = lend(claim)
+            borrowed = lend(claim) if claim.lenders else NOTHING
+            if borrowed:
                 cost -= sum(borrowed.values())
             if cost or claim.holds:
                 if claim.before:
@@ -250,7 +276,9 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
-                    charge = Charge(claim, mark, cost, borrowed)
+                    charge = Charge(counts, identity, claim.limit, mark, cost)
+                    if borrowed:
+                        charge.borrow(borrowed)
                     counts.open.hold(identity, charge)
                     answer.charges.append(charge)
             if report:
@@ -263,7 +291,9 @@ def _somebody_waits(standing: Container[Hashable], asks: Sequence[Ask], keys: Se
     return any((ask.counts, key) in standing for ask, key in zip(asks, keys, strict=True))
 
 
-def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe]) -> list[Charge] | None:
+def _take_common(
+    asks: Sequence[tuple[MemoryCounts, Algorithm, int, int, bool]], keys: Sequence[Key], stripes: Sequence[Stripe]
+) -> list[Charge] | None:
     """Take what common calls ask for, if it all fits and nothing is special. The locks must be held."""
     now = clock.now()
     for stripe in stripes:
@@ -281,11 +311,11 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
             return None
         states.append(state)
     charges: list[Charge] = []
-    for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
+    for key, state, (counts, limit, _, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
         counts.young[key] = after
         if holds:
-            charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
+            charge = Charge(counts, key, limit, mark, cost)
             counts.open.hold(key, charge)
             charges.append(charge)
     return charges
@@ -316,7 +346,8 @@ class MemoryCounts:
 
     States are used in `young`. Once a period at most, it retires to `_old`; there each call looks at a few states
     and drops those that no longer matter, so that no thread and no long pause is needed. A state that is used moves
-    back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations.
+    back. A caller holds the lock of its identity's stripe; `_moving` guards what moves between the generations, and
+    is re-entrant for the reason that the stripes' locks are.
     """
 
     __slots__ = (
@@ -326,6 +357,7 @@ class MemoryCounts:
         "_old",
         "_retire_at",
         "_slowest",
+        "_sweeping",
         "name",
         "open",
         "sweep_at",
@@ -338,9 +370,10 @@ class MemoryCounts:
         self.open = OpenCharges()
         self._slowest: Algorithm | None = None
         self._max_keys = max_keys
+        self.renew_lock()
         self.young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
-        self._moving = threading.Lock()
+        self._sweeping = False
         self._retire_at = 0
         self.sweep_at = 0
         self.swept_at = 0
@@ -352,13 +385,16 @@ class MemoryCounts:
                 self._slowest = limit
 
     def renew_lock(self) -> None:
-        self._moving = threading.Lock()
+        self._moving = threading.RLock()
+        self._sweeping = False
 
     def load(self, identity: Identity, now: int) -> State:
         if not self.swept_at <= now < self.sweep_at:
             self.sweep()
         state = self.young.get(identity)
         if state is None:
+            if self._moving._is_owned():  # type: ignore[attr-defined]
+                raise _reentered()
             with self._moving:
                 state = self._bring_back(identity)
         return state
@@ -368,14 +404,18 @@ class MemoryCounts:
         state = self.young.get(identity)
         if state is not None:
             return True, state
-        if self._moving.locked():
+        if self._sweeping:
             return False, None
         with self._moving:  # which no interrupt can leave taken, as it can what is acquired by hand
             return True, self._bring_back(identity)
 
     def _bring_back(self, identity: Identity) -> State:
-        state = self._old.pop(identity, None)
-        return self.young.get(identity) if state is None else self.young.setdefault(identity, state)
+        state = self._old.get(identity)
+        if state is None:
+            return self.young.get(identity)
+        state = self.young.setdefault(identity, state)
+        del self._old[identity]  # only now, for an interrupt may come at any moment
+        return state
 
     def redate(self, identity: Identity, state: State, limit: Algorithm, now: int) -> State:
         """A state as of now, and kept so."""
@@ -412,21 +452,35 @@ class MemoryCounts:
     def sweep(self, batch: int = _SWEEP) -> None:
         """Look at some retired states and drop those that no longer matter; retire all others once a period."""
         limit = self._slowest
-        if limit is None or self._moving.locked():
+        if limit is None or self._sweeping:
             return
         with self._moving:
-            now = clock.now()  # late: what was charged while this thread was not running is not of the future
-            for _ in range(min(batch, len(self._old))):
-                identity, state = self._old.popitem()
+            self._sweeping = True
+            try:
+                self._sweep(limit, batch)
+            finally:
+                self._sweeping = False
+
+    def _sweep(self, limit: Algorithm, batch: int) -> None:
+        now = clock.now()  # late: what was charged while this thread was not running is not of the future
+        moving: list[tuple[Identity, State]] = []
+        try:
+            moving += starmap(self._old.popitem, repeat((), min(batch, len(self._old))))
+            while moving:
+                identity, state = moving[-1]
                 state = limit.redate(state, now)
                 if identity in self.open or limit.matters(state, now):
                     self.young.setdefault(identity, state)
-            period = limit.period
-            if not self._old and not now < self._retire_at <= now + period:
-                self._old, self.young = self.young, {}
-                self._retire_at = now + period
-            self.swept_at = now
-            self.sweep_at = now if self._old else self._retire_at
+                del moving[-1]
+        finally:  # an interrupt may come at any moment: what was not looked at stays
+            for identity, state in moving:
+                self.young.setdefault(identity, state)
+        period = limit.period
+        if not self._old and not now < self._retire_at <= now + period:
+            self._old, self.young = self.young, {}
+            self._retire_at = now + period
+        self.swept_at = now
+        self.sweep_at = now if self._old else self._retire_at
 
 
 def _close(charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:

@@ -18,10 +18,9 @@ class SharedCharge(Charge):
     `epoch` tells the count in which it was taken from the one after a reset, which perhaps another process made.
     """
 
-    __slots__ = ("epoch",)
-
     def __init__(self, claim: Claim, mark: Mark, taken: int, borrowed: dict[Charge, int], epoch: int) -> None:
-        super().__init__(claim, mark, taken, borrowed)
+        super().__init__(claim.counts, claim.identity, claim.limit, mark, taken)
+        self.borrow(borrowed)
         self.epoch = epoch
 
 

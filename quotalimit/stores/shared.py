@@ -63,10 +63,8 @@ class SharedCounts:
 class SpareCharge(Charge):
     """A charge that the other store took, while this one was down."""
 
-    __slots__ = ("inner",)
-
     def __init__(self, claim: Claim, inner: Charge) -> None:
-        super().__init__(claim, inner.mark, inner.held, {})
+        super().__init__(claim.counts, claim.identity, claim.limit, inner.mark, inner.held)
         self.inner = inner
 
 
@@ -310,7 +308,7 @@ def admit_uncharged(claims: Sequence[Claim], report: bool) -> Answer:
     answer = Answer(clock.now())
     for claim in claims:
         if claim.holds:
-            charge = Charge(claim, 0, 0, {})
+            charge = Charge(claim.counts, claim.identity, claim.limit, 0, 0)
             charge.open = False
             answer.charges.append(charge)
         if report:

@@ -23,7 +23,7 @@ import pytest
 
 from quotalimit import MemoryStore, Store, TokenBudget, limiters_of, rate_limited, token_budget
 from quotalimit.stores.sqlite import SQLiteStore
-from tests.helpers import used
+from tests.helpers import no_lock_is_taken, used
 
 DAY = "1_000_000_000/day"
 
@@ -73,10 +73,6 @@ def storm() -> Iterator[Storm]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert not others
-
-
-def no_lock_is_taken(store: MemoryStore) -> bool:
-    return not any(stripe.lock.locked() for stripe in store._stripes)
 
 
 @pytest.mark.parametrize("reserve", [None, 3], ids=["no reserve", "reserve"])
