@@ -107,7 +107,7 @@ class Call(Recorder):
     def _read(self, answer: object, *, streaming: bool = False) -> None:
         """Read the usage that a result, or an item of a stream, tells."""
         sources: tuple[object, ...] = ()
-        if streaming or self.has_sources or self.enclosing is not None:  # else nobody asks where this was read
+        if streaming or self._sources or self._latest or self.enclosing is not None:  # else nobody asks where
             sources = sources_of(answer)
         known = bool(sources) and self.knows(sources)
         for part in self._parts:
@@ -223,7 +223,9 @@ class Call(Recorder):
             layer = part.layer
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
-                due = [(charge, self._owed(charge, used) if self._inside else used) for charge in part.charges]
+                due = [(charge, used) for charge in part.charges]
+                if self._inside:
+                    due = [(charge, self._owed(charge, used)) for charge in part.charges]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:
@@ -236,7 +238,7 @@ class Call(Recorder):
         if self.enclosing is not None:
             self._tell_enclosing(settled, charged)
         self._arguments, self._result, self._read_from = (), None, ()
-        if self.recorded or self.has_sources:
+        if self.recorded or self._sources or self._latest:
             self.forget()
         if listeners and not self._dropped:
             tell()

@@ -55,11 +55,6 @@ class Recorder:
         while len(latest) > _MOST_LATEST:
             del latest[next(iter(latest))]
 
-    @property
-    def has_sources(self) -> bool:
-        """Whether usage has been read from anything."""
-        return bool(self._sources or self._latest)
-
     def forget(self) -> None:
         """Let go of what was recorded and read."""
         for kept in ("recorded", "_sources", "_latest"):
@@ -72,8 +67,6 @@ class Recorder:
 
     def knows(self, sources: tuple[object, ...]) -> bool:
         """Whether usage has been read from one of these objects."""
-        if not sources or not self.has_sources:
-            return False
         return any(id(source) in self._sources or id(source) in self._latest for source in sources)
 
 

@@ -37,6 +37,8 @@ _STRIPES: Final = 1_024
 _SWEEP: Final = 4
 """Retired states looked at in each call: more than can be added, so that no sweep ever pauses a call."""
 _SWEEP_WHEN_FULL: Final = 256
+_WITHOUT_WAITING: Final = (False,)
+"""The arguments with which the locks of one turn are asked for."""
 
 
 class MemoryStore(Store):
@@ -144,13 +146,12 @@ class MemoryStore(Store):
             stripe.late.append(settlement)
             if stripe.is_mine():
                 continue
-            taken: list[bool] = []
-            try:
-                taken += map(stripe.lock.acquire, (False,))  # in one step, so that no interrupt can come between
-                if taken[0]:
+            # One turn if the lock is free, none if it is taken. Unlike a call, a loop lets no interrupt come between
+            # taking it and the `try`.
+            for _ in filter(stripe.lock.acquire, _WITHOUT_WAITING):
+                try:
                     stripe.settle(False)
-            finally:
-                if taken and taken[0]:
+                finally:
                     stripe.lock.release()
         if ring and self.lines.standing:
             for charge, _ in settlements:
