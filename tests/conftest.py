@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from quotalimit import MemoryStore, Store, clock, configure
+from quotalimit import Event, MemoryStore, Store, clock, configure, on_event
+from quotalimit.events import listeners
 from quotalimit.stores.redis import RedisStore
 from quotalimit.stores.sqlite import SQLiteStore
 
@@ -114,3 +116,21 @@ def wide_races() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[Event]]:
+    """The events that are told during a test."""
+    events: list[Event] = []
+    stop = on_event(events.append)
+    yield events
+    stop()
+    assert not listeners
+
+
+@pytest.fixture
+def small_heap() -> Iterator[None]:
+    """Keep what SDKs and frameworks import and make at first use out of a test's many collections of garbage."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -39,16 +39,6 @@ from tests.helpers import reply, used
 SECRET = "alice@example.org"
 
 
-@pytest.fixture
-def heard() -> Iterator[list[Event]]:
-    """The events that are told during a test."""
-    events: list[Event] = []
-    stop = on_event(events.append)
-    yield events
-    stop()
-    assert not listeners
-
-
 def kinds(events: list[Event]) -> list[str]:
     return [event.kind for event in events]
 

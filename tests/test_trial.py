@@ -35,14 +35,6 @@ from quotalimit.stores.sqlite import SQLiteStore
 from tests.helpers import open_holds, reply, used
 
 
-@pytest.fixture
-def heard() -> Iterator[list[Event]]:
-    events: list[Event] = []
-    stop = on_event(events.append)
-    yield events
-    stop()
-
-
 def refusals(events: list[Event]) -> list[tuple[str, bool]]:
     return [(event.name, event.enforced) for event in events if event.kind == "refused"]
 

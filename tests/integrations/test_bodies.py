@@ -6,12 +6,10 @@ import asyncio
 import gc
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import pytest
-import time_machine
 from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from flask import Response as FlaskResponse
 from starlette.responses import JSONResponse, StreamingResponse
@@ -21,22 +19,7 @@ from quotalimit import TokenBudget, collect_decisions, record_usage, token_budge
 from ..helpers import open_holds, used
 from . import test_django  # noqa: F401  # configures Django
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock stands still."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
-
-
-@pytest.fixture(autouse=True)
-def small_heap() -> Iterator[None]:
-    """Keep the frameworks' modules out of the collections of garbage here."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("clock", "small_heap")
 
 
 class Body:

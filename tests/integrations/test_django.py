@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import django
@@ -38,7 +38,7 @@ from ..helpers import open_holds, used
 from .fields import limits, policies
 from .servers import Watched, eventually, serving, uvicorn_serving
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 @rate_limited("2/minute", key="user", name="sync")
@@ -142,13 +142,6 @@ settings.configure(
     SECRET_KEY="none", ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, MIDDLEWARE=[OURS], LOGGING_CONFIG=None, USE_TZ=True
 )
 django.setup()
-
-
-@pytest.fixture(autouse=True)
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock stands still until it is moved, for the servers too."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
 
 
 class Quiet(WSGIRequestHandler):

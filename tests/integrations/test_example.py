@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -23,7 +23,7 @@ from . import example_app
 from .fields import limits, policies
 from .servers import ModelServer, eventually, uvicorn_serving
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+pytestmark = pytest.mark.usefixtures("clock")
 WORD = "x" * 40
 """Ten tokens of text, as an estimate."""
 
@@ -34,13 +34,6 @@ POLICIES = {
 }
 
 Connect = Callable[..., httpx.Client]
-
-
-@pytest.fixture(autouse=True)
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock stands still until it is moved, for the servers too."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -32,17 +31,11 @@ from quotalimit import (
 from quotalimit.integrations import http
 
 from ..helpers import reply
+from .conftest import NOON
 from .fields import limits, policies
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
+pytestmark = pytest.mark.usefixtures("clock")
 SECRET = "alice@example.org"
-
-
-@pytest.fixture(autouse=True)
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock stands still until it is moved."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
 
 
 def refusal(limiter: RateLimiter | TokenBudget, cost: int = 1) -> LimitExceeded:

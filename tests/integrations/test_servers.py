@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio.to_thread
 import httpx
 import pytest
-import time_machine
 from fastapi import Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -24,14 +22,7 @@ from ..helpers import open_holds, used
 from .fields import limits
 from .servers import Watched, eventually, uvicorn_serving
 
-NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def clock() -> Iterator[time_machine.Traveller]:
-    """The clock stands still."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 class Streams:

@@ -9,7 +9,6 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,6 @@ import httpx2
 import ollama
 import openai
 import pytest
-import time_machine
 import urllib3.exceptions as urllib3_exceptions
 from botocore.exceptions import (
     ClientError,
@@ -35,31 +33,12 @@ from pydantic import BaseModel
 from quotalimit import KEEP, TokenBudget, Usage, collect_decisions, record_usage, token_budget
 
 from ..helpers import open_holds, used
-from .test_sdk_streams import Server
+from .server import Server
 
 RESERVE = 500
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 
-
-@pytest.fixture(autouse=True)
-def time() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still, so that no day ends in the middle of a test."""
-    with time_machine.travel(datetime(2026, 11, 23, 12, tzinfo=UTC), tick=False) as traveller:
-        yield traveller
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.finish()
-
-
-@pytest.fixture
-def server(one_server: Server) -> Iterator[Server]:
-    one_server.script()
-    yield one_server
-    one_server.script()  # ends what hangs
+pytestmark = pytest.mark.usefixtures("time")
 
 
 class Point(BaseModel):

@@ -11,17 +11,16 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
 import pytest
-import time_machine
 
 from quotalimit import Settlement, TokenBudget, Usage, collect_decisions, estimate_tokens, read_usage, token_budget
 
 from ..helpers import open_holds, used
-from .test_sdk_streams import ANTHROPIC, CHAT, CHAT_WITHOUT_USAGE, HELLO, Server
+from .server import Server
+from .test_sdk_streams import ANTHROPIC, CHAT, CHAT_WITHOUT_USAGE, HELLO
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # it would ask the internet for prices
 with warnings.catch_warnings():
@@ -31,28 +30,10 @@ with warnings.catch_warnings():
 
 RESERVE = 500
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM's own, of many kinds
-
-
-@pytest.fixture(autouse=True)
-def time() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still, so that no day ends in the middle of a test."""
-    with time_machine.travel(datetime(2026, 11, 23, 12, tzinfo=UTC), tick=False) as traveller:
-        yield traveller
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.finish()
-
-
-@pytest.fixture
-def server(one_server: Server) -> Iterator[Server]:
-    one_server.script()
-    yield one_server
-    one_server.script()  # ends what hangs
+pytestmark = [
+    pytest.mark.usefixtures("time"),
+    pytest.mark.filterwarnings("ignore"),  # LiteLLM's own, of many kinds
+]
 
 
 @pytest.fixture(autouse=True)

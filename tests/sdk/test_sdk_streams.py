@@ -11,11 +11,8 @@ import gc
 import inspect
 import json
 import struct
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,7 +25,6 @@ import httpx2
 import ollama
 import openai
 import pytest
-import time_machine
 from google import genai
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -44,102 +40,14 @@ from pydantic import BaseModel
 from quotalimit import Settlement, TokenBudget, TokenBudgetExceeded, collect_decisions, record_usage, token_budget
 
 from ..helpers import open_holds, used
+from .server import Server
 
 CHUNK = "x" * 40
 """Ten tokens of text; the one argument of the decorated functions is "alice", five bytes."""
 
 RESERVE = 500
 
-
-@pytest.fixture(autouse=True)
-def time() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still, so that no day ends in the middle of a test."""
-    with time_machine.travel(datetime(2026, 11, 23, 12, tzinfo=UTC), tick=False) as traveller:
-        yield traveller
-
-
-@pytest.fixture(autouse=True)
-def small_heap() -> Iterator[None]:
-    """Keep the SDKs' modules, and what they make at first use, out of the many collections of garbage here."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-# The server.
-
-
-class Server(ThreadingHTTPServer):
-    """Answers every request with what is scripted: `parts`, and then the `end` of the answer.
-
-    The end is "complete", "cut" (the connection is dropped), "hang" (nothing more comes until the test is over) or
-    "drop" (the connection is dropped with no answer at all).
-    """
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.over = threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        self.script()
-
-    def script(self, *parts: bytes, end: str = "complete", status: int = 200, kind: str = "text/event-stream") -> None:
-        self.parts, self.end, self.status, self.kind = parts, end, status, kind
-        self.requests: list[str] = []
-        self.over.set()  # for what was asked before
-        self.over = threading.Event()
-
-    def finish(self) -> None:
-        self.over.set()
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_POST(self) -> None:
-        script, over = self.server, self.server.over
-        self.rfile.read(int(self.headers["content-length"]))
-        script.requests.append(self.path)
-        if script.end == "drop":
-            self.close_connection = True
-            return
-        self.send_response(script.status)
-        self.send_header("content-type", script.kind)
-        self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
-        for part in script.parts:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-        self.wfile.flush()
-        if script.end == "complete":
-            self.wfile.write(b"0\r\n\r\n")
-            return
-        self.close_connection = True
-        if script.end == "hang":
-            over.wait(30)
-
-    def log_message(self, *_: object) -> None:
-        """Be quiet."""
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.finish()
-
-
-@pytest.fixture
-def server(one_server: Server) -> Server:
-    one_server.script()
-    return one_server
+pytestmark = pytest.mark.usefixtures("time", "small_heap")
 
 
 # What each provider sends: four chunks of text, and its usage where it reports that.
