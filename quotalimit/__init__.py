@@ -30,6 +30,7 @@ from quotalimit.stores import MemoryStore, Store, configure, store_from_url
 from quotalimit.usage import Usage
 
 if TYPE_CHECKING:
+    from quotalimit.stores.redis import RedisStore as RedisStore
     from quotalimit.stores.sqlite import SQLiteStore as SQLiteStore
 
 __all__ = [
@@ -81,4 +82,8 @@ def __getattr__(name: str) -> Any:
         from quotalimit.stores.sqlite import SQLiteStore
 
         return SQLiteStore
+    if name == "RedisStore":
+        from quotalimit.stores.redis import RedisStore
+
+        return RedisStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -339,3 +339,19 @@ def test_importing_quotalimit_loads_no_framework_no_sdk_and_no_driver() -> None:
     assert (ours - wrapts) & HEAVY == set()
     foreign = ours - wrapts - sys.stdlib_module_names - {"quotalimit"}
     assert {module for module in foreign if not module.startswith("_")} == set()
+
+
+def test_stores_that_need_more_are_imported_when_they_are_asked_for() -> None:
+    code = """
+import sys, quotalimit
+assert not {"sqlite3", "redis"} & set(sys.modules)
+assert quotalimit.SQLiteStore.__name__ == "SQLiteStore" and "redis" not in sys.modules
+assert quotalimit.RedisStore.__name__ == "RedisStore"
+try:
+    quotalimit.NoStore
+except AttributeError as error:
+    assert "NoStore" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
