@@ -41,7 +41,7 @@ class Claim:
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
     `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call,
-    `waited` those for which it did.
+    `waited` those for which it did. `charge` is what a store took for it last, known before the answer is.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
@@ -51,6 +51,7 @@ class Claim:
     ahead: int = 0
     patience: int = 0
     waited: int = 0
+    charge: Charge | None = None
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts

@@ -116,12 +116,17 @@ class MemoryStore(Store):
                     return None
                 if key is not first:
                     same = False
-            if same:
-                stripe = stripes[hash(first) % _STRIPES]
-                with stripe.lock:
-                    return _take_common(asks, keys, (stripe,))
-            locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
-            return _locked(locked, lambda: _take_common(asks, keys, locked))
+            charges: list[Charge] = []
+            try:
+                if same:
+                    stripe = stripes[hash(first) % _STRIPES]
+                    with stripe.lock:
+                        return _take_common(asks, keys, (stripe,), charges)
+                locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
+                return _locked(locked, lambda: _take_common(asks, keys, locked, charges))
+            except BaseException:  # an interrupt, before the caller knows of them
+                self.settle([(charge, 0) for charge in charges])
+                raise
 
         return admits
 
@@ -250,7 +255,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
-                    charge = Charge(claim, mark, cost, borrowed)
+                    claim.charge = charge = Charge(claim, mark, cost, borrowed)
                     counts.open.hold(identity, charge)
                     answer.charges.append(charge)
             if report:
@@ -263,8 +268,13 @@ def _somebody_waits(standing: Container[Hashable], asks: Sequence[Ask], keys: Se
     return any((ask.counts, key) in standing for ask, key in zip(asks, keys, strict=True))
 
 
-def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe]) -> list[Charge] | None:
-    """Take what common calls ask for, if it all fits and nothing is special. The locks must be held."""
+def _take_common(
+    asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Stripe], charges: list[Charge]
+) -> list[Charge] | None:
+    """Take what common calls ask for, if it all fits and nothing is special: it is added to `charges`.
+
+    None if it does not. The locks must be held.
+    """
     now = clock.now()
     for stripe in stripes:
         if stripe.late or now < stripe.latest:
@@ -280,14 +290,13 @@ def _take_common(asks: Sequence[Ask], keys: Sequence[Key], stripes: Sequence[Str
         if limit.fits(state, need, now):
             return None
         states.append(state)
-    charges: list[Charge] = []
     for key, state, (counts, limit, need, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
         counts.young[key] = after
         if holds:
             charge = Charge(Claim(counts, key, limit, need, cost, True), mark, cost, NOTHING)
-            counts.open.hold(key, charge)
             charges.append(charge)
+            counts.open.hold(key, charge)
     return charges
 
 

@@ -5,6 +5,7 @@ Safe is what rule 11 calls it: never less than what was admitted or used, never 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -18,12 +19,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
-from quotalimit import MemoryStore, Store, TokenBudget, limiters_of, rate_limited, token_budget
+from quotalimit import MemoryStore, RateLimiter, Store, TokenBudget, limiters_of, rate_limited, token_budget
+from quotalimit.recording import running
 from quotalimit.stores.sqlite import SQLiteStore
-from tests.helpers import used
+from tests.helpers import open_holds, used
 
 DAY = "1_000_000_000/day"
 
@@ -235,6 +238,141 @@ def test_rule_11_streams_that_are_collected_under_the_lock_are_settled() -> None
         gc.collect()
         rounds += 1
     assert used(budget) == 3 * rounds
+
+
+def interrupt(moment: int, function: Callable[[], object]) -> bool:
+    """Call a function and interrupt it at one moment, counted from 1; False if it ended before.
+
+    Python lets a signal's handler run when a function begins and when one written in C has returned, which are the
+    moments at which a profiler is called, too.
+    """
+
+    def profile(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal moment
+        if event in ("call", "c_return"):
+            moment -= 1
+            if moment == 0:
+                raise Interrupted
+
+    try:
+        sys.setprofile(profile)
+        function()
+    except Interrupted:
+        pass
+    finally:
+        sys.setprofile(None)
+    return moment <= 0
+
+
+class Interrupter:
+    """Functions of all kinds, each of which holds five tokens, or none, and uses two."""
+
+    def __init__(self, stores: tuple[Store, Store], reserve: Any) -> None:
+        self.rate = RateLimiter(DAY, name="calls", store=stores[0])
+        self.budget = TokenBudget(DAY, name="tokens", store=stores[1])
+        self.answered = 0
+        self.in_body: Callable[[], None] = lambda: None
+
+        def decorated(function: Any) -> Any:
+            spend = token_budget(self.budget, key="user", reserve=reserve, usage=lambda answer: 2)
+            return rate_limited(self.rate, key="user", refund_on=ZeroDivisionError)(spend(function))
+
+        @decorated
+        def plain(user: str) -> str:
+            self.answered += 1
+            self.in_body()
+            return "an answer"
+
+        @decorated
+        async def coroutine(user: str) -> str:
+            self.answered += 1
+            self.in_body()
+            return "an answer"
+
+        @decorated
+        def generator(user: str) -> Iterator[str]:
+            self.answered += 1
+            self.in_body()
+            yield "an answer"
+
+        def hold(user: str) -> None:
+            with self.budget.reserve(user, 5) as hold:
+                self.answered += 1
+                self.in_body()
+                hold.settle(2)
+
+        def await_it(user: str) -> None:
+            with contextlib.suppress(StopIteration):
+                coroutine(user).send(None)
+
+        self.kinds: dict[str, Callable[[str], Any]] = {
+            "plain": plain,
+            "coroutine": await_it,
+            "generator": lambda user: list(generator(user)),
+            "left generator": lambda user: next(generator(user)),
+            "hold": hold,
+        }
+
+    def is_whole(self) -> bool:
+        """Whether nothing is held, and no call thinks that it runs inside of one that has ended."""
+        return running() is None and open_holds(self.budget) == open_holds(self.rate) == 0
+
+
+@pytest.fixture(params=["one store", "two stores"])
+def stores(request: pytest.FixtureRequest) -> tuple[Store, Store]:
+    first = MemoryStore()
+    return first, MemoryStore() if request.param == "two stores" else first
+
+
+KINDS = ("plain", "coroutine", "generator", "hold")
+RESERVES = {"no reserve": None, "reserve": 5, "asked reserve": lambda: 5}
+
+
+@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_11_an_interrupt_at_every_moment_leaves_nothing_held(
+    stores: tuple[Store, Store], kind: str, reserve: Any
+) -> None:
+    calls = Interrupter(stores, reserve)
+    call = calls.kinds[kind]
+    call("alice")
+    moment = 1
+    while True:
+        before, calls.answered = used(calls.budget), 0
+        if not interrupt(moment, lambda: call("alice")):
+            break
+        gc.collect()
+        assert calls.is_whole(), moment
+        assert 2 * calls.answered <= used(calls.budget) - before <= 5, moment
+        moment += 1
+    assert moment > 20
+
+
+@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_11_a_second_interrupt_at_every_moment_loses_no_charge(
+    stores: tuple[Store, Store], kind: str, reserve: Any
+) -> None:
+    """The first comes in the middle of the call, which is then charged what it held, or an estimate."""
+    calls = Interrupter(stores, reserve)
+    moment = 1
+
+    def be_interrupted() -> None:
+        raise Interrupted
+
+    calls.in_body = be_interrupted
+    while True:
+        before, calls.answered = used(calls.budget), 0
+        struck = interrupt(moment, lambda: calls.kinds[kind]("alice"))
+        gc.collect()
+        assert calls.is_whole(), moment
+        assert 2 * calls.answered <= used(calls.budget) - before <= 5, moment
+        if not struck:
+            break
+        moment += 1
+    assert moment > 20
 
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
