@@ -24,7 +24,11 @@ from typing import Any
 import pytest
 
 from quotalimit import MemoryStore, RateLimiter, Store, TokenBudget, limiters_of, rate_limited, token_budget
+from quotalimit.algorithms import Algorithm
 from quotalimit.recording import running
+from quotalimit.stores.default import replace_default
+from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.names import Owner
 from quotalimit.stores.sqlite import SQLiteStore
 from tests.helpers import open_holds, used
 
@@ -373,6 +377,55 @@ def test_rule_11_a_second_interrupt_at_every_moment_loses_no_charge(
             break
         moment += 1
     assert moment > 20
+
+
+class Interrupting(MemoryStore):
+    """A store in the midst of whose binding somebody makes limited calls, as a finalizer or a signal's handler may."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def counts(self, owner: Owner, position: int, limit: Algorithm) -> MemoryCounts:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().counts(owner, position, limit)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same limiter", "another limiter"])
+def test_a_limiter_may_be_bound_while_its_thread_binds_one(same: bool) -> None:
+    before = replace_default(store := Interrupting())
+    try:
+        limiter = RateLimiter("5/day", name="outer")
+        inner = limiter if same else RateLimiter("5/day", name="inner")
+        store.meanwhile = lambda: inner.acquire("alice")
+        thread = threading.Thread(target=limiter.acquire, args=("alice",), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), "it hangs"
+        assert used(limiter) == (2 if same else 1)
+        assert used(inner) == (2 if same else 1)
+    finally:
+        replace_default(before)
+
+
+@pytest.mark.usefixtures("default_store")
+def test_the_default_store_may_be_asked_for_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_default(None)
+    limiters = [RateLimiter("5/day", name="outer"), RateLimiter("5/day", name="inner")]
+
+    class Meanwhile(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            monkeypatch.setattr("quotalimit.stores.default.MemoryStore", MemoryStore)
+            limiters[1].acquire("alice")
+
+    monkeypatch.setattr("quotalimit.stores.default.MemoryStore", Meanwhile)
+    thread = threading.Thread(target=limiters[0].acquire, args=("alice",), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    assert limiters[0].bound().store is limiters[1].bound().store
+    assert [used(limiter) for limiter in limiters] == [1, 1]
 
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
