@@ -68,6 +68,9 @@ class Part:
 class Call(Recorder):
     """One admitted call that has something to settle. It is settled once, whatever ends it; only the first end counts.
 
+    An end that an interrupt cuts short is none. The next one settles what is still open: at the latest, when the call
+    is collected.
+
     Usage that was recorded while it ran, and what its nested calls used, is kept by the `Recorder` that it is.
     """
 
@@ -130,16 +133,20 @@ class Call(Recorder):
             self._read(result)
             self._result = result
             return self._settle(None)
-        except BaseException:  # an interrupt, or no stack left: the end that this leads to settles what is still open
-            self._ends.append(None)
+        except BaseException:  # an interrupt, or no stack left
+            self._reopen()
             raise
 
     def cut(self) -> list[Settlement]:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
-        if not self._end():
-            return []
-        self._cut = self._dropped = True
-        return self._settle(None)
+        try:
+            if not self._end():
+                return []
+            self._cut = self._dropped = True
+            return self._settle(None)
+        except BaseException:
+            self._reopen()
+            raise
 
     def finish_as(self, reading: Reading | None, sources: tuple[object, ...] = ()) -> list[Settlement]:
         """Settle a call of which the usage is known from elsewhere."""
@@ -151,14 +158,24 @@ class Call(Recorder):
                     part.tell(reading, self.knows(sources))
                 self._read_from = sources
             return self._settle(None)
-        except BaseException:  # as above
-            self._ends.append(None)
+        except BaseException:
+            self._reopen()
             raise
 
     def fail(self, error: BaseException) -> list[Settlement]:
         """Settle a call that raised."""
-        if not self._end():
-            return []
+        try:
+            if not self._end():
+                return []
+            self._cut = True
+            self._read_failure(error)
+            return self._settle(error)
+        except BaseException:
+            self._reopen()
+            raise
+
+    def _read_failure(self, error: BaseException) -> None:
+        """Read the usage that an exception tells, or what becomes of the holds."""
         sources = (error, *sources_of(field(error, "completion")))
         known = self.knows(sources)
         for part in self._parts:
@@ -169,21 +186,24 @@ class Call(Recorder):
                 else:
                     part.tell(outcome, known)
         self._read_from = sources
-        self._cut = True
-        return self._settle(error)
 
     def release(self) -> None:
         """Give back all that is held: the body of the call never ran."""
-        if self._end():
-            self._dropped = True
-            for part in self._parts:
-                part.verdict = RELEASE
-            self._settle(None)
+        try:
+            if self._end():
+                self._dropped = True
+                for part in self._parts:
+                    part.verdict = RELEASE
+                self._settle(None)
+        except BaseException:
+            self._reopen()
+            raise
 
     def join(self, other: Call) -> None:
         """Settle another call, which began with this one and has not run, together with this one."""
         self._parts = [*self._parts, *other._parts]
         self.records = self.records or other.records
+        other._ends = []
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
         """The open charges on a count of this call and of those that it runs in, nearest first."""
@@ -215,6 +235,11 @@ class Call(Recorder):
             return False
         self.finished = True
         return True
+
+    def _reopen(self) -> None:
+        """Let the next end settle what this one could not."""
+        self._ends = [None]
+        self.__class__ = InterruptedCall  # pyright: ignore[reportAttributeAccessIssue]
 
     def _settle(self, error: BaseException | None) -> list[Settlement]:
         settled: list[Settlement] = []
@@ -290,6 +315,16 @@ class Call(Recorder):
         if isinstance(outer, Call):
             inside: list[tuple[Counts, Identity, int]] = outer.__dict__.setdefault("_inside", [])
             inside += [*self._inside, *((charge.counts, charge.identity, units) for charge, units in charged)]
+
+
+class InterruptedCall(Call):
+    """A call of which an end was, or may be, cut short: if no other follows, it is settled when it is collected.
+
+    Other calls have no finalizer: it would be in the way of every call, and an interrupt that strikes one is lost.
+    """
+
+    def __del__(self) -> None:
+        self.cut()
 
 
 def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:

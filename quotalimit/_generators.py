@@ -44,33 +44,42 @@ def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) 
         call.release()
         raise TypeError("can't send non-None value to a just-started generator")
     thrown: BaseException | None = None
-    while True:
-        token = begin(call)
-        try:
-            item = stream.send(value) if thrown is None else stream.throw(thrown)
-        except StopIteration as stop:
-            call.finish(stop.value)
-            call.flush()
-            return stop.value
-        except BaseException as error:
-            call.fail(error)
-            call.flush()
-            raise
-        finally:
-            end(token)
-        call.see(item)
-        try:
-            value, thrown = (yield item), None
-        except GeneratorExit:
-            token = begin(call)
+    try:
+        while True:
+            token = None
             try:
-                stream.close()
+                token = begin(call)
+                item = stream.send(value) if thrown is None else stream.throw(thrown)
+            except StopIteration as stop:
+                call.finish(stop.value)
+                call.flush()
+                return stop.value
+            except BaseException as error:
+                call.fail(error)
+                call.flush()
+                raise
             finally:
                 end(token)
-                call.cut()
-            raise
-        except BaseException as error:
-            thrown = error
+            try:
+                call.see(item)
+                value, thrown = (yield item), None
+            except GeneratorExit:
+                token = None
+                try:
+                    token = begin(call)
+                    stream.close()
+                finally:
+                    try:
+                        call.cut()
+                    finally:
+                        end(token)
+                raise
+            except BaseException as error:
+                thrown = error
+    except BaseException:
+        if not call.finished:  # an interrupt between two steps
+            call.cut()
+        raise
 
 
 async def drive_async(
@@ -91,37 +100,46 @@ async def drive_async(
             (call.cut if begun else call.release)()
             raise
     thrown: BaseException | None = None
-    while True:
-        token = begin(call)
-        try:
-            item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
-        except StopAsyncIteration:
-            if call is not None:
-                call.finish()
-                await call.flush_async()
-            return
-        except BaseException as error:
-            if call is not None:
-                call.fail(error)
-                await call.flush_async()
-            raise
-        finally:
-            end(token)
-        if call is not None:
-            call.see(item)
-        try:
-            value, thrown = (yield item), None
-        except GeneratorExit:
-            token = begin(call)
+    try:
+        while True:
+            token = None
             try:
-                await stream.aclose()
+                token = begin(call)
+                item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
+            except StopAsyncIteration:
+                if call is not None:
+                    call.finish()
+                    await call.flush_async()
+                return
+            except BaseException as error:
+                if call is not None:
+                    call.fail(error)
+                    await call.flush_async()
+                raise
             finally:
                 end(token)
+            try:
                 if call is not None:
-                    call.cut()
-            raise
-        except BaseException as error:
-            thrown = error
+                    call.see(item)
+                value, thrown = (yield item), None
+            except GeneratorExit:
+                token = None
+                try:
+                    token = begin(call)
+                    await stream.aclose()
+                finally:
+                    try:
+                        if call is not None:
+                            call.cut()
+                    finally:
+                        end(token)
+                raise
+            except BaseException as error:
+                thrown = error
+    except BaseException:
+        if call is not None and not call.finished:  # an interrupt between two steps
+            call.cut()
+        raise
 
 
 def _advance(stream: AsyncGenerator[Any, Any], value: Any) -> Awaitable[Any]:
@@ -143,8 +161,9 @@ def later(call: Call, awaitable: Awaitable[Any], deliver: Callable[[Call, Any], 
 
 
 async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], Any]) -> Any:
-    token = begin(call)
+    token = None
     try:
+        token = begin(call)
         result = await unbegun.start()
     except BaseException as error:
         call.fail(error)

@@ -52,10 +52,14 @@ class Guard:
         if asked.store is None:
             return admit(asked), None
         if not asked.store.blocking:
-            asked.store.lines.announce(asked.claims)
-            answer = asked.store.acquire(asked.claims, report=is_reported())
-            if not is_worth_waiting(answer, asked.claims):
-                return asked.admitted(answer), None
+            try:
+                asked.store.lines.announce(asked.claims)
+                answer = asked.store.acquire(asked.claims, report=is_reported())
+                if not is_worth_waiting(answer, asked.claims):
+                    return asked.admitted(answer), None
+            except BaseException:
+                asked.give_back()
+                raise
         return None, partial(admit_async, asked)
 
     def admit_common(self, key: Key) -> None:
@@ -104,13 +108,17 @@ class Gatekeeper:
                 return None
         if store is None or gates is None or listeners or running() is not None:
             return None
-        charges = gates(keys)
-        if charges is None:
-            return None
-        parts: list[Part] = []
-        for layer, charge in zip(self._holding, charges):  # noqa: B905
-            parts.append(Part(layer, store, charge.held, [charge]))
-        return Call(None, parts, arguments)
+        charges: list[Charge] = []
+        try:
+            if not gates(keys, charges):
+                return None
+            parts: list[Part] = []
+            for layer, charge in zip(self._holding, charges):  # noqa: B905
+                parts.append(Part(layer, store, charge.held, [charge]))
+            return Call(None, parts, arguments)
+        except BaseException:  # an interrupt
+            store.settle([(charge, 0) for charge in charges])
+            raise
 
     def _bind(self) -> None:
         """Look for the store of the limiters, which changes with the default."""
@@ -194,6 +202,12 @@ class Asked:
             self._hand_out(answer.charges)
         return Call(self._enclosing, self._parts, self._arguments) if self._parts else None
 
+    def give_back(self) -> None:
+        """Give back what was taken for a call that an interrupt keeps from being made."""
+        charges = [claim.charge for claim in self.claims if claim.charge is not None]
+        if charges and self.store is not None:
+            self.store.settle([(charge, 0) for charge in charges])
+
     def _hand_over(self, decisions: Sequence[Decision]) -> None:
         self._publish("admitted", dict(enumerate(decisions)))
         for (_, _, part), decision in zip(self._owners, decisions, strict=True):
@@ -248,14 +262,22 @@ def admit(asked: Asked, *, report: bool = False) -> Call | None:
     """Ask the store for a call. Raises `LimitExceeded`, charging nothing, if it refuses."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(acquire(asked.store, asked.claims, report or is_reported()))
+    try:
+        return asked.admitted(acquire(asked.store, asked.claims, report or is_reported()))
+    except BaseException:
+        asked.give_back()
+        raise
 
 
 async def admit_async(asked: Asked, *, report: bool = False) -> Call | None:
     """The twin of `admit`."""
     if asked.store is None:
         return asked.admitted(Answer(0))
-    return asked.admitted(await acquire_async(asked.store, asked.claims, report or is_reported()))
+    try:
+        return asked.admitted(await acquire_async(asked.store, asked.claims, report or is_reported()))
+    except BaseException:
+        asked.give_back()
+        raise
 
 
 def is_reported() -> bool:

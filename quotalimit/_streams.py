@@ -360,6 +360,7 @@ def _enter(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
             stream = base(self)
         except BaseException as error:
             call.fail(error)
+            call.flush()
             raise
         return _entered(self, stream)
 
@@ -372,6 +373,7 @@ async def _tried(manager: Any, base: Callable[..., Any]) -> Any:
         return await base(manager)
     except BaseException as error:
         _of(manager).fail(error)
+        await _of(manager).flush_async()
         raise
 
 

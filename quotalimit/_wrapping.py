@@ -18,6 +18,7 @@ from typing import Any, Final
 import wrapt
 
 from quotalimit._arguments import compile_call
+from quotalimit._calls import InterruptedCall
 from quotalimit._generators import drive, drive_async, first, first_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
@@ -201,10 +202,12 @@ def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
         entered = guard.enter(args, kwargs)
         if entered is None:
             return function(*args, **kwargs)
-        token = begin(entered)
+        token = None
         try:
+            token = begin(entered)
             result = deliver(entered, function(*args, **kwargs))
         except BaseException as error:
+            entered.__class__ = InterruptedCall  # a second interrupt may come before this is settled
             entered.fail(error)
             entered.flush()
             raise
@@ -221,10 +224,12 @@ def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
         entered = await guard.enter_async(args, kwargs)
         if entered is None:
             return await function(*args, **kwargs)
-        token = begin(entered)
+        token = None
         try:
+            token = begin(entered)
             result = deliver(entered, await function(*args, **kwargs))
         except BaseException as error:
+            entered.__class__ = InterruptedCall  # a second interrupt may come before this is settled
             entered.fail(error)
             await entered.flush_async()
             raise
@@ -240,7 +245,13 @@ def _generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
     def call(*args: Any, **kwargs: Any) -> Any:
         stream = function(*args, **kwargs)
         entered = guard.enter(args, kwargs)
-        return stream if entered is None else first(drive(entered, stream))
+        if entered is None:
+            return stream
+        try:
+            return first(drive(entered, stream))
+        except BaseException:  # an interrupt
+            entered.release()
+            raise
 
     return call
 
@@ -251,6 +262,12 @@ def _async_generator_caller(function: Callable[..., Any], guard: Guard) -> Calle
         entered, enter_later = guard.enter_now_or_later(args, kwargs)
         if enter_later is not None:
             return drive_async(enter_later, None, stream)
-        return stream if entered is None else first_async(drive_async(None, entered, stream))
+        if entered is None:
+            return stream
+        try:
+            return first_async(drive_async(None, entered, stream))
+        except BaseException:  # an interrupt
+            entered.release()
+            raise
 
     return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 from quotalimit.amounts import units_or_none
@@ -26,6 +27,10 @@ _CAPS: Final = (
 _COPIES: Final = ("n", "candidate_count", "candidateCount")
 _MOST_ITEMS: Final = 1_000_000
 _MOST_CONTAINERS: Final = 100_000
+_MOST_INSIDE: Final = 100_000
+_FOREIGN: Final = 10
+"""How many items of Python's own containers one of another counts as: it may be made up as it is read."""
+_BUILTIN: Final = frozenset((list, tuple, dict))
 _DEEPEST: Final = 10_000
 _NO_TEXT: Final = frozenset((str, int, float, bool, type(None)))
 
@@ -109,12 +114,14 @@ _Part: TypeAlias = tuple[object, frozenset[str] | None, bool, int]
 def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[str | bytes]:
     """The strings in values, at any depth; where `names` are given, of what has such fields in those alone.
 
-    Each container is looked at once, and what is beyond a hundred thousand containers, ten thousand levels or a million
-    items in one list is not, so that hostile input keeps it busy for a second at most. Only what an object
-    holds is read, never a property: a mock would make up more for ever.
+    Each container is looked at once. What is beyond ten thousand levels, a million items in one list, or a hundred
+    thousand items in all (ten thousand in containers that are not Python's own) is not looked at, so that hostile
+    input, endless perhaps, does not keep it busy. Only what an object holds is read, never a property: a mock would
+    make up more for ever.
     """
     todo: list[_Part] = [(value, names, True, 0) for value in values]
     seen: set[int] = set()
+    room = _MOST_INSIDE
     while todo:
         value, fields, outermost, depth = todo.pop()
         kind = type(value)  # what it says of its class may raise
@@ -123,22 +130,25 @@ def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[s
             continue
         if value is None or issubclass(kind, (bool, int, float)) or id(value) in seen:
             continue
-        if len(seen) >= _MOST_CONTAINERS or depth > _DEEPEST:
+        if room <= 0 or len(seen) >= _MOST_CONTAINERS or depth > _DEEPEST:
             continue
         seen.add(id(value))
+        before = len(todo)
         try:
-            todo.extend(_inside(value, fields, outermost, depth + 1))
+            most = room if kind in _BUILTIN else room // _FOREIGN
+            todo.extend(islice(_inside(value, fields, outermost, depth + 1), most))
         except Exception:  # a foreign container may do anything; what cannot be read is no text
-            continue
+            pass
+        room -= (len(todo) - before + 1) * (1 if kind in _BUILTIN else _FOREIGN)
 
 
 def _inside(value: object, names: frozenset[str] | None, outermost: bool, depth: int) -> Iterable[_Part]:
     if isinstance(value, (list, tuple)):
-        return [(item, names, outermost, depth) for item in (value if len(value) < 1_000 else _condensed(value))]
+        return ((item, names, outermost, depth) for item in (value if len(value) < 1_000 else _condensed(value)))
     if isinstance(value, Mapping):
         told = _told(value, names) if names else []
         if not told and (names is None or (outermost and not _is_event(value))):
-            return [(inner, None, False, depth) for inner in value.values()]
+            return ((inner, None, False, depth) for inner in value.values())
     else:
         fields = getattr(value, "__dict__", None)
         extra = getattr(value, "__pydantic_extra__", None)
@@ -150,7 +160,7 @@ def _inside(value: object, names: frozenset[str] | None, outermost: bool, depth:
 
 def _condensed(items: Sequence[object]) -> list[object]:
     """What may have text of a long list: its strings as one, and what is no plain value."""
-    items = items[:_MOST_ITEMS]
+    items = list(islice(items, _MOST_ITEMS))
     text = "".join([item for item in items if type(item) is str])
     return [text, *[item for item in items if type(item) not in _NO_TEXT][:_MOST_CONTAINERS]]
 

@@ -47,7 +47,11 @@ class Hold:
             return self.settlement
 
     def __enter__(self) -> Hold:
-        self._token = begin(self._call)
+        try:
+            self._token = begin(self._call)
+        except BaseException:  # an interrupt: no block begins
+            self._call.cut()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -56,10 +60,11 @@ class Hold:
 
     def leave(self, error: BaseException | None) -> Call:
         """End the block: settle by what is known, if nobody has."""
-        with self._settling:
-            if self.settlement is None:
-                (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
-        if self._token is not None:
+        try:
+            with self._settling:
+                if self.settlement is None:
+                    (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
+        finally:
             end(self._token)
         return self._call
 
@@ -89,19 +94,26 @@ class HoldLater:
         await self._hold.leave(error).flush_async()
 
     async def _take(self) -> Hold:
-        return _hold(await admit_async(_asked(*self._ask), report=True))
+        call = await admit_async(_asked(*self._ask), report=True)
+        assert call is not None
+        try:
+            return Hold(call, slowest(call.decisions))
+        except BaseException:  # an interrupt
+            call.release()
+            raise
 
 
 def take(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Hold:
     """Hold tokens at once. Raises `TokenBudgetExceeded`."""
-    return _hold(admit(_asked(budget, key, tokens, patience), report=True))
+    call = admit(_asked(budget, key, tokens, patience), report=True)
+    assert call is not None
+    try:
+        return Hold(call, slowest(call.decisions))
+    except BaseException:  # an interrupt
+        call.release()
+        raise
 
 
 def _asked(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Asked:
     layer = TokenLayer(budget, "key", patience, tokens, read_usage, None, read_error)
     return Asked((layer,), (key,), ())
-
-
-def _hold(call: Call | None) -> Hold:
-    assert call is not None
-    return Hold(call, slowest(call.decisions))

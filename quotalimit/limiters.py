@@ -27,7 +27,10 @@ Limit: TypeAlias = str | Rate | Algorithm
 Places: TypeAlias = tuple[tuple[Counts, Algorithm], ...]
 """Limits, each with the store's place for its counts."""
 
-_binding: Final = threading.Lock()
+_binding: Final = threading.RLock()
+"""Guards where limiters are bound. A finalizer may bind one while its own thread does: to the same counts, for names
+find these, so that whichever binding stays is right."""
+
 _MOST_TIERS: Final = 10_000
 
 

@@ -75,12 +75,13 @@ begin: Final = _running.set
 """Make a recorder that of the running call; returns a token for `end`."""
 
 
-def end(token: Token[Recorder | None]) -> None:
-    """Go back to the call that ran before."""
-    try:
-        _running.reset(token)
-    except ValueError:  # closed in another context than it began in, by a finalizer or an event loop
-        pass
+def end(token: Token[Recorder | None] | None) -> None:
+    """Go back to the call that ran before. A call of which an interrupt lost the token is passed over once it ended."""
+    if token is not None:
+        try:
+            _running.reset(token)
+        except ValueError:  # closed in another context than it began in, by a finalizer or an event loop
+            pass
 
 
 def running() -> Recorder | None:

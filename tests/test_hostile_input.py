@@ -28,6 +28,7 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit.amounts import MAX_UNITS
+from quotalimit.estimation import weigh_answer, weigh_arguments
 from quotalimit.integrations.client_address import Proxies, address_in
 from quotalimit.keys import LONGEST, encode, identify
 
@@ -245,6 +246,56 @@ def test_rule_8_a_stream_that_yields_it_is_charged_what_else_it_tells(name: str)
     (budget,) = limiters_of(stream)
     assert used(budget) == 5
     assert open_holds(budget) == 0
+
+
+class Made(dict[str, Any]):
+    """Has every item, and makes up its values for as long as it is asked."""
+
+    made = 0
+
+    def _make(self) -> Made:
+        Made.made += 1
+        return Made()
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> Made:
+        return self._make()
+
+    def get(self, name: str, default: Any = None) -> Made:
+        return self._make()
+
+    def values(self) -> Any:
+        while True:
+            yield self._make()
+
+
+class MadeList(list[Any]):
+    """Says that it is short, and never ends."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            Made.made += 1
+            yield MadeList()
+
+
+@pytest.mark.parametrize("endless", [Made, MadeList])
+def test_what_never_ends_is_left_after_a_bounded_number_of_items(
+    endless: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it would go on: what is looked at is counted, and not the time."""
+    monkeypatch.undo()
+    for weigh in (weigh_answer, lambda value: weigh_arguments([value]), read_usage):
+        monkeypatch.setattr(Made, "made", 0)
+        weigh(endless())
+        assert Made.made <= 20_000
+
+
+def test_a_long_plain_conversation_is_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    messages = [{"role": "user", "content": [{"type": "text", "text": "word"}]} for _ in range(8_000)]
+    assert estimate_tokens(messages) >= 8_000
 
 
 @pytest.mark.parametrize("number", [-1, -0.5, math.nan, math.inf, -math.inf, True, 10**400], ids=str)

@@ -177,16 +177,25 @@ class Log:
             return
         if not times or time > times[-1]:
             if delta > 0:
-                times.append(time)
-                sums.append(sums[-1] + delta)
+                try:
+                    times.append(time)
+                    sums.append(sums[-1] + delta)
+                except BaseException:  # an interrupt between the two
+                    del times[len(sums) - 1 :]
+                    raise
             return
         index = bisect_left(times, time)
         known = times[index] == time
         cost = sums[index + 1] - sums[index] if known else 0
         delta = max(delta, -cost)
         if not known and delta > 0:
-            times.insert(index, time)
-            sums.insert(index, sums[index])
+            try:
+                times.insert(index, time)
+                sums.insert(index, sums[index])
+            except BaseException:
+                if len(times) == len(sums):
+                    del times[index]
+                raise
         elif cost + delta == 0:
             if known:
                 del times[index], sums[index]

@@ -19,7 +19,7 @@ Counts: TypeAlias = Any
 Gate: TypeAlias = Callable[[Key], "Decision | bool"]
 """What admits the common calls of one limit: see `Store.gate`."""
 
-Gates: TypeAlias = Callable[[Sequence[Key]], "list[Charge] | None"]
+Gates: TypeAlias = Callable[[Sequence[Key], "list[Charge]"], bool]
 """What admits the common calls of several limits: see `Store.gates`."""
 
 
@@ -41,7 +41,7 @@ class Claim:
     count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
     claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
     `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call,
-    `waited` those for which it did.
+    `waited` those for which it did. `charge` is what a store took for it last, known before the answer is.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
@@ -51,6 +51,7 @@ class Claim:
     ahead: int = 0
     patience: int = 0
     waited: int = 0
+    charge: Charge | None = None
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -141,9 +142,10 @@ class Store(ABC):
         return _no_gate
 
     def gates(self, asks: Sequence[Ask]) -> Gates:
-        """The same for one key each of several limits, some of them held: the charges of a call that is admitted.
+        """The same for one key each of several limits, some of them held.
 
-        None, with nothing done, if `acquire` is to be asked, as it is about every refusal.
+        True if a call is admitted and counted; what is held of it is added to a list of the caller's, who so knows of
+        it whatever interrupts. False, with nothing done, if `acquire` is to be asked, as it is about every refusal.
         """
         return _no_gates
 
@@ -183,8 +185,8 @@ def _no_gate(_key: Key) -> bool:
     return False
 
 
-def _no_gates(_keys: Sequence[Key]) -> None:
-    return None
+def _no_gates(_keys: Sequence[Key], _charges: list[Charge]) -> bool:
+    return False
 
 
 def checked_max_keys(max_keys: int) -> int:

@@ -17,7 +17,9 @@ class Follower(Protocol):
     def unbind(self) -> None: ...
 
 
-_lock: Final = threading.Lock()
+_lock: Final = threading.RLock()
+"""A finalizer may ask for the default store while its own thread does: the first to have made one has the last word."""
+
 _followers: Final[WeakSet[Follower]] = WeakSet()
 _store: Store | None = None
 
@@ -48,7 +50,8 @@ def follow(follower: Follower) -> Store:
     global _store
     with _lock:
         if _store is None:
-            _store = MemoryStore()
+            made = MemoryStore()
+            _store = _store or made
         _followers.add(follower)
         return _store
 

@@ -112,27 +112,27 @@ class MemoryStore(Store):
         # As plain tuples, which are unpacked in two thirds of the time.
         wanted = [(ask.counts, ask.limit, ask.need, ask.cost, ask.holds) for ask in asks]
 
-        def admits(keys: Sequence[Key]) -> list[Charge] | None:
+        def admits(keys: Sequence[Key], charges: list[Charge]) -> bool:
             if collectors() or (standing and _somebody_waits(standing, asks, keys)):
-                return None
+                return False
             first = keys[0]
             for key in keys:
                 if key is not first:
-                    return admits_apart(keys)
+                    return admits_apart(keys, charges)
             if type(first) not in PLAIN:
-                return None
+                return False
             stripe = stripes[hash(first) % _STRIPES]
             if stripe.is_mine():
-                return None
+                return False
             with stripe.lock:
-                return _take_common(wanted, keys, (stripe,))
+                return _take_common(wanted, keys, (stripe,), charges)
 
-        def admits_apart(keys: Sequence[Key]) -> list[Charge] | None:
+        def admits_apart(keys: Sequence[Key], charges: list[Charge]) -> bool:
             for key in keys:
                 if type(key) not in PLAIN:
-                    return None
+                    return False
             locked = [stripes[place] for place in sorted({hash(key) % _STRIPES for key in keys})]
-            return _locked(locked, lambda: _take_common(wanted, keys, locked))
+            return _locked(locked, lambda: _take_common(wanted, keys, locked, charges))
 
         return admits
 
@@ -277,7 +277,7 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
                 if after is not None:
                     counts.young[identity] = state = after
                 if claim.holds:
-                    charge = Charge(counts, identity, claim.limit, mark, cost)
+                    claim.charge = charge = Charge(counts, identity, claim.limit, mark, cost)
                     if borrowed:
                         charge.borrow(borrowed)
                     counts.open.hold(identity, charge)
@@ -293,13 +293,19 @@ def _somebody_waits(standing: Container[Hashable], asks: Sequence[Ask], keys: Se
 
 
 def _take_common(
-    asks: Sequence[tuple[MemoryCounts, Algorithm, int, int, bool]], keys: Sequence[Key], stripes: Sequence[Stripe]
-) -> list[Charge] | None:
-    """Take what common calls ask for, if it all fits and nothing is special. The locks must be held."""
+    asks: Sequence[tuple[MemoryCounts, Algorithm, int, int, bool]],
+    keys: Sequence[Key],
+    stripes: Sequence[Stripe],
+    charges: list[Charge],
+) -> bool:
+    """Take what common calls ask for, if it all fits and nothing is special; what is held of it is added to `charges`.
+
+    The locks must be held.
+    """
     now = clock.now()
     for stripe in stripes:
         if stripe.late or now < stripe.latest:
-            return None
+            return False
         stripe.latest = now
     states: list[State] = []
     for key, (counts, limit, need, _, _) in zip(keys, asks):  # noqa: B905 - a check costs a tenth of the loop
@@ -307,19 +313,18 @@ def _take_common(
         if state is None or not counts.swept_at <= now < counts.sweep_at:
             state = counts.load(key, now)
             if state is None:
-                return None
+                return False
         if limit.fits(state, need, now):
-            return None
+            return False
         states.append(state)
-    charges: list[Charge] = []
     for key, state, (counts, limit, _, cost, holds) in zip(keys, states, asks):  # noqa: B905
         after, mark = limit.take(state, cost, now)
         counts.young[key] = after
         if holds:
             charge = Charge(counts, key, limit, mark, cost)
-            counts.open.hold(key, charge)
             charges.append(charge)
-    return charges
+            counts.open.hold(key, charge)
+    return True
 
 
 def _make_room(claims: Sequence[Claim], now: int) -> None:

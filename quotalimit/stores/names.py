@@ -39,7 +39,7 @@ class Names(Generic[T]):
         self._owners: dict[str, tuple[Hashable, str | None]] = {}
         self._named: dict[str, dict[Hashable, T]] = {}
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may ask while its own thread does
 
     def register(self, owner: Owner) -> None:
         """Give a name to its owner. Raises `InvalidLimit` if it is another's, or says too little."""
@@ -66,9 +66,7 @@ class Names(Generic[T]):
         with self._lock:
             counts = self._of(owner)
             place = (position, limit.count_id)
-            if place not in counts:
-                counts[place] = make()
-            return counts[place]
+            return counts[place] if place in counts else counts.setdefault(place, make())
 
     def all_of(self, owner: Owner) -> list[T]:
         """All counts under the owner's name."""

@@ -182,7 +182,7 @@ class RedisStore(SharedStore):
         for claim in question.claims:
             mark, epoch = reply[at : at + 2]
             if claim.holds:
-                charge = SharedCharge(claim, mark, claim.cost, {}, epoch)
+                claim.charge = charge = SharedCharge(claim, mark, claim.cost, {}, epoch)
                 answer.charges.append(charge)
                 with self._lock:
                     claim.counts.opened(charge)
@@ -348,7 +348,7 @@ class RedisStore(SharedStore):
         for want in wants:
             claim = want.claim
             if claim.holds:
-                charge = SharedCharge(claim, want.mark, want.cost, want.borrowed, want.epoch)
+                claim.charge = charge = SharedCharge(claim, want.mark, want.cost, want.borrowed, want.epoch)
                 claim.counts.opened(charge)
                 answer.charges.append(charge)
             elif want.cost:

@@ -26,6 +26,12 @@ class Several:
         for claim in self._provisional:
             claim.holds = True
 
+    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
+        """Close charges, each on its store: `Store.settle` for several."""
+        for store, claims in self._turns:
+            places = {claim.counts for claim in claims}
+            store.settle([settlement for settlement in settlements if settlement[0].counts in places])
+
     def acquire(self, _claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         """Take all claims, or none of them: `Store.acquire` for several."""
         total = Total(self._provisional)

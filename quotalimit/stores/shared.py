@@ -66,6 +66,7 @@ class SpareCharge(Charge):
     def __init__(self, claim: Claim, inner: Charge) -> None:
         super().__init__(claim.counts, claim.identity, claim.limit, inner.mark, inner.held)
         self.inner = inner
+        claim.charge = self
 
 
 class Question:

@@ -140,7 +140,8 @@ class SQLiteStore(SharedStore):
                 raise self._database.damaged(error) from error
             raise
         self._settlements.written(changes)
-        for charge in answer.charges:
+        for claim, charge in zip([claim for claim in question.claims if claim.holds], answer.charges, strict=False):
+            claim.charge = charge
             charge.counts.opened(charge)
         for counts, identity in question.resets:
             counts.forget(identity)

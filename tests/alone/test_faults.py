@@ -5,6 +5,7 @@ Safe is what rule 11 calls it: never less than what was admitted or used, never 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -18,12 +19,27 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
-from quotalimit import MemoryStore, Store, TokenBudget, limiters_of, rate_limited, token_budget
+from quotalimit import (
+    CalendarWindow,
+    MemoryStore,
+    RateLimiter,
+    Store,
+    TokenBudget,
+    limiters_of,
+    rate_limited,
+    token_budget,
+)
+from quotalimit.algorithms import Algorithm
+from quotalimit.recording import running
+from quotalimit.stores.default import replace_default
+from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.names import Owner
 from quotalimit.stores.sqlite import SQLiteStore
-from tests.helpers import no_lock_is_taken, used
+from tests.helpers import no_lock_is_taken, open_holds, used
 
 DAY = "1_000_000_000/day"
 
@@ -186,16 +202,28 @@ class Garbage:
         self._finalize()
 
 
-def collect_at(allocation: int, call: Callable[[], object]) -> None:
-    """Run a call in the midst of which, at one of its allocations, the garbage is collected."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(gc.get_count()[0] + allocation)
-    gc.enable()
-    try:
-        call()
-    finally:
-        gc.disable()
-        gc.set_threshold(*thresholds)
+class Collecting(CalendarWindow):
+    """A window in the midst of whose work, which is done under the store's lock, the garbage is collected once."""
+
+    collect_in = 0
+    """In which piece of work, counted from 1."""
+
+    def _work(self) -> None:
+        self.collect_in -= 1
+        if self.collect_in == 0:
+            gc.collect()
+
+    def fits(self, state: Any, need: int, now: int) -> int:
+        self._work()
+        return super().fits(state, need, now)
+
+    def take(self, state: Any, cost: int, now: int) -> tuple[Any, int]:
+        self._work()
+        return super().take(state, cost, now)
+
+    def adjust(self, state: Any, mark: int, delta: int, now: int) -> Any:
+        self._work()
+        return super().adjust(state, mark, delta, now)
 
 
 @pytest.fixture
@@ -209,8 +237,11 @@ def _no_collections() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_collections")
-def test_rule_11_streams_that_are_collected_under_the_lock_are_settled() -> None:
-    budget = TokenBudget(DAY, name="streams")
+@pytest.mark.parametrize("held", [True, False])
+def test_rule_11_streams_that_are_collected_under_the_lock_are_settled(held: bool) -> None:
+    """A held stream's finalizer finds its own lock taken; one of another key finds another free."""
+    limit = Collecting(DAY)
+    budget = TokenBudget(limit, name="streams")
 
     @token_budget(budget, key="user", reserve=9, usage=lambda item: item)
     def stream(user: str) -> Iterator[int]:
@@ -221,16 +252,201 @@ def test_rule_11_streams_that_are_collected_under_the_lock_are_settled() -> None
     def ask(user: str) -> str:
         return "an answer"
 
-    rounds = 0
-    for allocation in range(1, 60):
-        items = stream("alice")
+    user, rounds = "alice" if held else "bob", 12
+    for piece in range(rounds):
+        items = stream(user)
         assert next(items) == 2
         Garbage(items.close)
         del items
-        collect_at(allocation, lambda: ask("alice"))
+        limit.collect_in = piece // 3 + 1
+        ask("alice")
         gc.collect()
-        rounds += 1
-    assert used(budget) == 3 * rounds
+    assert used(budget) + (0 if held else used(budget, "bob")) == 3 * rounds
+    assert open_holds(budget, "alice", "bob") == 0
+
+
+def interrupt(moment: int, function: Callable[[], object]) -> bool:
+    """Call a function and interrupt it at one moment, counted from 1; False if it ended before.
+
+    Python lets a signal's handler run when a function begins and when one written in C has returned, which are the
+    moments at which a profiler is called, too.
+    """
+
+    def profile(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal moment
+        if event in ("call", "c_return"):
+            moment -= 1
+            if moment == 0:
+                raise Interrupted
+
+    try:
+        sys.setprofile(profile)
+        function()
+    except Interrupted:
+        pass
+    finally:
+        sys.setprofile(None)
+    return moment <= 0
+
+
+class Interrupter:
+    """Functions of all kinds, each of which holds five tokens, or none, and uses two."""
+
+    def __init__(self, stores: tuple[Store, Store], reserve: Any) -> None:
+        self.rate = RateLimiter(DAY, name="calls", store=stores[0])
+        self.budget = TokenBudget(DAY, name="tokens", store=stores[1])
+        self.answered = 0
+        self.in_body: Callable[[], None] = lambda: None
+
+        def decorated(function: Any) -> Any:
+            spend = token_budget(self.budget, key="user", reserve=reserve, usage=lambda answer: 2)
+            return rate_limited(self.rate, key="user", refund_on=ZeroDivisionError)(spend(function))
+
+        @decorated
+        def plain(user: str) -> str:
+            self.answered += 1
+            self.in_body()
+            return "an answer"
+
+        @decorated
+        async def coroutine(user: str) -> str:
+            self.answered += 1
+            self.in_body()
+            return "an answer"
+
+        @decorated
+        def generator(user: str) -> Iterator[str]:
+            self.answered += 1
+            self.in_body()
+            yield "an answer"
+
+        def hold(user: str) -> None:
+            with self.budget.reserve(user, 5) as hold:
+                self.answered += 1
+                self.in_body()
+                hold.settle(2)
+
+        def await_it(user: str) -> None:
+            with contextlib.suppress(StopIteration):
+                coroutine(user).send(None)
+
+        self.kinds: dict[str, Callable[[str], Any]] = {
+            "plain": plain,
+            "coroutine": await_it,
+            "generator": lambda user: list(generator(user)),
+            "left generator": lambda user: next(generator(user)),
+            "hold": hold,
+        }
+
+    def is_whole(self) -> bool:
+        """Whether nothing is held, and no call thinks that it runs inside of one that has ended."""
+        return running() is None and open_holds(self.budget) == open_holds(self.rate) == 0
+
+
+@pytest.fixture(params=["one store", "two stores"])
+def stores(request: pytest.FixtureRequest) -> tuple[Store, Store]:
+    first = MemoryStore()
+    return first, MemoryStore() if request.param == "two stores" else first
+
+
+KINDS = ("plain", "coroutine", "generator", "hold")
+RESERVES = {"no reserve": None, "reserve": 5, "asked reserve": lambda: 5}
+
+
+@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_11_an_interrupt_at_every_moment_leaves_nothing_held(
+    stores: tuple[Store, Store], kind: str, reserve: Any
+) -> None:
+    calls = Interrupter(stores, reserve)
+    call = calls.kinds[kind]
+    call("alice")
+    moment = 1
+    while True:
+        before, calls.answered = used(calls.budget), 0
+        if not interrupt(moment, lambda: call("alice")):
+            break
+        gc.collect()
+        assert calls.is_whole(), moment
+        assert 2 * calls.answered <= used(calls.budget) - before <= 5, moment
+        moment += 1
+    assert moment > 20
+
+
+@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_11_a_second_interrupt_at_every_moment_loses_no_charge(
+    stores: tuple[Store, Store], kind: str, reserve: Any
+) -> None:
+    """The first comes in the middle of the call, which is then charged what it held, or an estimate."""
+    calls = Interrupter(stores, reserve)
+    moment = 1
+
+    def be_interrupted() -> None:
+        raise Interrupted
+
+    calls.in_body = be_interrupted
+    while True:
+        before, calls.answered = used(calls.budget), 0
+        struck = interrupt(moment, lambda: calls.kinds[kind]("alice"))
+        gc.collect()
+        assert calls.is_whole(), moment
+        assert 2 * calls.answered <= used(calls.budget) - before <= 5, moment
+        if not struck:
+            break
+        moment += 1
+    assert moment > 20
+
+
+class Interrupting(MemoryStore):
+    """A store in the midst of whose binding somebody makes limited calls, as a finalizer or a signal's handler may."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def counts(self, owner: Owner, position: int, limit: Algorithm) -> MemoryCounts:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().counts(owner, position, limit)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same limiter", "another limiter"])
+def test_a_limiter_may_be_bound_while_its_thread_binds_one(same: bool) -> None:
+    before = replace_default(store := Interrupting())
+    try:
+        limiter = RateLimiter("5/day", name="outer")
+        inner = limiter if same else RateLimiter("5/day", name="inner")
+        store.meanwhile = lambda: inner.acquire("alice")
+        thread = threading.Thread(target=limiter.acquire, args=("alice",), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), "it hangs"
+        assert used(limiter) == (2 if same else 1)
+        assert used(inner) == (2 if same else 1)
+    finally:
+        replace_default(before)
+
+
+@pytest.mark.usefixtures("default_store")
+def test_the_default_store_may_be_asked_for_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_default(None)
+    limiters = [RateLimiter("5/day", name="outer"), RateLimiter("5/day", name="inner")]
+
+    class Meanwhile(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            monkeypatch.setattr("quotalimit.stores.default.MemoryStore", MemoryStore)
+            limiters[1].acquire("alice")
+
+    monkeypatch.setattr("quotalimit.stores.default.MemoryStore", Meanwhile)
+    thread = threading.Thread(target=limiters[0].acquire, args=("alice",), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    assert limiters[0].bound().store is limiters[1].bound().store
+    assert [used(limiter) for limiter in limiters] == [1, 1]
 
 
 def run_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
