@@ -52,7 +52,7 @@ class TrialGuard(Guard):
         try:
             return _joined(call, admit(trial))
         except BaseException as error:
-            return self._go_on(call, error)
+            return self._go_on(call, trial, error)
 
     async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The twin of `enter`."""
@@ -61,7 +61,7 @@ class TrialGuard(Guard):
         try:
             return _joined(call, await admit_async(trial))
         except BaseException as error:
-            return self._go_on(call, error)
+            return self._go_on(call, trial, error)
 
     def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         """Admit a call now, or know how to admit it later: also if only a layer that is not enforced waits for I/O."""
@@ -74,17 +74,18 @@ class TrialGuard(Guard):
         try:
             return _joined(call, admit(trial)), None
         except BaseException as error:
-            return self._go_on(call, error), None
+            return self._go_on(call, trial, error), None
 
     def _trial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
         return Trial(self._tried, self._answer_tried(*args, **kwargs), (*args, *kwargs.values()))
 
-    def _go_on(self, call: Call | None, error: BaseException) -> Call | None:
+    def _go_on(self, call: Call | None, trial: Trial, error: BaseException) -> Call | None:
         """Let a call go on that only a trial stands in the way of. Raises what comes from elsewhere."""
         if isinstance(error, StoreError) and not self._has_failed:
             self._has_failed = True
             log.warning("a limit that is not enforced could not be checked (said once for each function): %s", error)
         if not isinstance(error, (LimitExceeded, StoreError)):
+            trial.give_back()
             if call is not None:
                 call.release()
             raise error

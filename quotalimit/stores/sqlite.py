@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from weakref import finalize
 
@@ -57,12 +58,15 @@ class SQLiteStore(SharedStore):
             self._outage.begin(error)
 
     def _ask(self, question: Question) -> Answer:
-        if not self._lock.acquire(timeout=max(0.0, question.deadline - clock.monotonic())):
-            raise self._database.busy()
-        try:
-            return self._transact(question)
-        finally:
-            self._lock.release()
+        patience = max(0.0, question.deadline - clock.monotonic())
+        # A loop of one turn: unlike after a call, no interrupt can come between taking the lock and the `try`.
+        for taken in starmap(self._lock.acquire, [(True, patience)]):
+            if taken:
+                try:
+                    return self._transact(question)
+                finally:
+                    self._lock.release()
+        raise self._database.busy()
 
     async def _ask_async(self, question: Question) -> Answer:
         if self._threads is None:
