@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from quotalimit._arguments import Question
 from quotalimit.amounts import units_or_none, whole
@@ -19,8 +18,11 @@ from quotalimit.usage import Reading, Report, Usage
 log: Final = logging.getLogger("quotalimit")
 
 
-class Layer(ABC):
+class Layer:
     """One limiter on one function: whose call it is, what it costs, how long it may wait."""
+
+    amount_is: ClassVar[str]
+    """What the units of a call are called where they are given."""
 
     holds: bool
     """Whether a charge of this layer may be adjusted when the call ends."""
@@ -31,13 +33,16 @@ class Layer(ABC):
     borrows: bool
     """Whether a nested call draws on the charges of those that it runs in."""
 
-    def __init__(self, limiter: Limiter, key: Question, patience: int, amounts: tuple[int, int] | None) -> None:
+    def __init__(
+        self, limiter: Limiter, key: Question, patience: int, amount: float | Callable[..., float] | None
+    ) -> None:
         self.limiter = limiter
         self.key = key
         self.patience = patience
-        self.asks = amounts is None or limiter.tiers is not None
+        self.amount = amount
+        self.asks = callable(amount) or limiter.tiers is not None
         """Whether more is asked about a call than its key."""
-        self.amounts = amounts or (0, 0)
+        self.amounts = (0, 0) if callable(amount) else self._amounts(amount)
         """The units that a call needs and takes, where they are not asked for."""
 
     @property
@@ -46,7 +51,9 @@ class Layer(ABC):
         asked: dict[str, Question] = {"key": self.key}
         if self.limiter.tiers is not None:
             asked["limit"] = self.limiter.tiers
-        return asked | self._amount_question()
+        if callable(self.amount):
+            asked[self.amount_is] = self.amount
+        return asked
 
     def stop_enforcing(self) -> None:
         """From now on, refuse and delay nobody."""
@@ -63,18 +70,20 @@ class Layer(ABC):
     def hear(self, binding: Binding, answers: Iterator[Any]) -> tuple[Places, tuple[int, int]]:
         """The answers to the layer's questions but for the key: its limits, and the units needed and taken."""
         places = binding.places if self.limiter.tiers is None else binding.places_for(next(answers))
-        return places, self._amounts(answers)
+        return places, self._amounts(next(answers)) if callable(self.amount) else self.amounts
 
-    @abstractmethod
-    def _amount_question(self) -> dict[str, Question]: ...
-
-    @abstractmethod
-    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]: ...
+    def _amounts(self, amount: object) -> tuple[int, int]:
+        """The units that a call needs and takes. Without an amount, it is admitted while anything is left."""
+        if amount is None and self.amount is None:
+            return 1, 0
+        units = whole(amount, self.amount_is)
+        return units, units
 
 
 class RateLayer(Layer):
     """A rate limiter on a function."""
 
+    amount_is = "cost"
     borrows = False
 
     def __init__(
@@ -85,21 +94,15 @@ class RateLayer(Layer):
         cost: float | Callable[..., float],
         refund_on: tuple[type[BaseException], ...],
     ) -> None:
-        super().__init__(limiter, key, patience, None if callable(cost) else _both(whole(cost, "cost")))
+        super().__init__(limiter, key, patience, cost)
         self.refund_on = refund_on
         self.holds = bool(refund_on)
-        self._cost = cost
-
-    def _amount_question(self) -> dict[str, Question]:
-        return {"cost": self._cost} if callable(self._cost) else {}
-
-    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]:
-        return _both(whole(next(answers), "cost")) if callable(self._cost) else self.amounts
 
 
 class TokenLayer(Layer):
     """A token budget on a function."""
 
+    amount_is = "reserve"
     holds = True
     borrows = True
 
@@ -113,23 +116,16 @@ class TokenLayer(Layer):
         weigh: Callable[[Usage], float] | None,
         on_error: Callable[[BaseException], Failure],
     ) -> None:
-        super().__init__(limiter, key, patience, _amounts_of(reserve))
+        super().__init__(limiter, key, patience, reserve)
         self._has_warned = False
-        self._reserve = reserve
         self._usage = usage
         self._weigh = weigh
         self._on_error = on_error
 
-    def _amount_question(self) -> dict[str, Question]:
-        return {"reserve": self._reserve} if callable(self._reserve) else {}
-
-    def _amounts(self, answers: Iterator[Any]) -> tuple[int, int]:
-        return _both(whole(next(answers), "reserve")) if callable(self._reserve) else self.amounts
-
     @property
     def reserves(self) -> bool:
         """Whether the layer holds what a call is expected to use."""
-        return self._reserve is not None
+        return self.amount is not None
 
     def read(self, result: object) -> Reading | None:
         """The usage that a result reports to the caller's own reader, or to ours; None if it is unknown."""
@@ -188,18 +184,6 @@ class TokenLayer(Layer):
                 self.limiter.name,
                 estimate,
             )
-
-
-def _amounts_of(reserve: float | Callable[..., float] | None) -> tuple[int, int] | None:
-    """Without a reserve, a call needs 1 and takes 0: it is admitted while anything is left."""
-    if reserve is None:
-        return 1, 0
-    return None if callable(reserve) else _both(whole(reserve, "reserve"))
-
-
-def _both(units: int) -> tuple[int, int]:
-    """What is needed and taken alike."""
-    return units, units
 
 
 def _known(outcome: object) -> Reading | None:
