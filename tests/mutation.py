@@ -66,6 +66,9 @@ class Mutant(NamedTuple):
     change: str
     source: str
 
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}: {self.change}"
+
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a module. Text, annotations and what only type checkers see are left alone."""
@@ -196,11 +199,15 @@ def main() -> int:
     parser.add_argument("modules", nargs="+", type=Path)
     parser.add_argument("--tests", nargs="+", required=True, help="what is run against each mutant")
     parser.add_argument("--only", help="which of them, as pytest's -k")
+    parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
     options = [*arguments.tests, *(["-k", arguments.only] if arguments.only else [])]
     mutants = [mutant for path in arguments.modules for mutant in mutants_of(path.resolve())]
+    if arguments.again:
+        survivors = set(arguments.again.read_text().splitlines())
+        mutants = [mutant for mutant in mutants if str(mutant) in survivors]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as threads:
         benches: SimpleQueue[Bench] = SimpleQueue()
         for number in range(arguments.jobs):
@@ -226,7 +233,7 @@ def main() -> int:
         for mutant, survives in zip(mutants, threads.map(tried, mutants), strict=True):
             results.append(survives)
             if survives:
-                print(f"{mutant.path.relative_to(ROOT)}:{mutant.line}: {mutant.change}", flush=True)
+                print(mutant, flush=True)
     survived, untried = results.count(True), results.count(None)
     minutes = (time.monotonic() - started) / 60
     print(
