@@ -393,6 +393,26 @@ def test_a_refund_of_what_is_no_longer_charged_changes_nothing() -> None:
     assert FIVE.used(state, START + 5) == 3
 
 
+@pytest.mark.parametrize("used", [1, 2, 5])
+def test_what_a_call_that_held_nothing_used_counts_from_when_it_began(used: int) -> None:
+    """Rule 14: a hold settles in the window in which it was taken, also where others have been charged since."""
+    state, mark = FIVE.take(None, 0, START)
+    state, _ = FIVE.take(state, 2, START + PERIOD // 2)
+    state = FIVE.adjust(state, mark, used, START + PERIOD // 2 + 1)
+    assert FIVE.used(state, START + PERIOD - 1) == used + 2
+    assert FIVE.used(state, START + PERIOD) == 2
+
+
+def test_units_that_do_not_fit_are_charged_all_the_same() -> None:
+    """Rule 9: what was used is counted to the last unit for one period, however far above the limit."""
+    state: Any = None
+    for call in range(60):
+        state, _ = FIVE.take(state, 1, START + call)
+    assert FIVE.used(state, START + 60) == 60
+    assert FIVE.used(state, START + PERIOD) == 59
+    assert FIVE.fits(state, 5, START + 60) == PERIOD - 1
+
+
 def test_holds_that_are_given_back_leave_nothing() -> None:
     """Rule 22: the memory of a state does not grow by holds that come to use nothing."""
     state: Any = None
