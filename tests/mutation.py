@@ -188,7 +188,7 @@ def run_tests(root: Path, options: Sequence[str]) -> None:
     quickly = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
     settings.register_profile("mutation", phases=quickly, database=None, derandomize=True)
     settings.load_profile("mutation")
-    command = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    command = ["-x", "-q", "--failed-first", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     for plugin in PLUGINS:
         command += ["-p", plugin]
     os._exit(pytest.main([*command, *options]))  # at once: the threads that would be waited for are the parent's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -333,6 +334,33 @@ def test_windows_computed_by_hand(zone: str, unit: str, moment: str, start: str,
     """Rule 20: days of 23 and 25 hours are one window, an hour that comes twice is two, weeks begin on Monday."""
     now, first, last = (round(datetime.fromisoformat(f"{text}+00:00").timestamp()) for text in (moment, start, end))
     assert CalendarWindow(f"1/{unit}", tz=zone).window(now * SECOND) == (first * SECOND, last * SECOND)
+
+
+@pytest.fixture
+def far_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own clock is 05:45 ahead of UTC."""
+    with monkeypatch.context() as changes:
+        changes.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
+def test_windows_are_those_of_utc_wherever_the_machine_is(unit: str, far_machine: None) -> None:
+    """Rule 20: without a zone, windows are those of UTC, and machines that share a store agree on them."""
+    assert datetime.fromtimestamp(0).hour == 5
+    windows = list(pairwise(scan("UTC", 2024)[unit]))[1:]
+    assert list(wrong_windows("UTC", unit, windows))[:5] == []
+    assert CalendarWindow(f"1/{unit}").window(START + 1) == CalendarWindow(f"1/{unit}", tz="Etc/UTC").window(START + 1)
+
+
+@pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
+def test_the_period_is_the_longest_that_a_unit_can_be(unit: str) -> None:
+    """What a store plans by: in UTC no window is longer, and one is as long."""
+    limit = CalendarWindow(f"1/{unit}")
+    windows = [limit.window(START + days * 86_400 * SECOND) for days in range(5 * 366)]
+    assert max(end - start for start, end in windows) == limit.period
 
 
 @pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
