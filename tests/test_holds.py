@@ -8,11 +8,21 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 import time_machine
 
-from quotalimit import Hold, InvalidKey, SlidingWindow, TokenBudget, TokenBudgetExceeded, Usage, record_usage
+from quotalimit import (
+    CalendarWindow,
+    Hold,
+    InvalidKey,
+    SlidingWindow,
+    TokenBudget,
+    TokenBudgetExceeded,
+    Usage,
+    record_usage,
+)
 
 from .helpers import open_holds, reply, used
 
@@ -151,6 +161,19 @@ def test_rule_11_a_second_settlement_does_nothing(budget: TokenBudget) -> None:
         pass
     assert hold.settle(5).charged == 60
     assert used(budget) == 70
+
+
+@pytest.mark.parametrize(("used_by_the_call", "charged"), [(10, 60), (90, 90)])
+def test_rule_11_an_interrupt_in_a_settlement_forgets_no_charge_and_leaves_no_hold(
+    budget: TokenBudget, used_by_the_call: int, charged: int
+) -> None:
+    """What was used above the hold is charged by the next call; what would be given back may stay charged."""
+    hold = budget.reserve("alice", 60)
+    interrupted = mock.patch.object(CalendarWindow, "adjust", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        hold.settle(used_by_the_call)
+    assert used(budget) == charged
+    assert open_holds(budget) == 0
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,63 @@ def test_rule_12_units_of_the_hold_that_are_lent_out_are_not_lent_twice(budget: 
     assert open_holds(budget) == 0
 
 
+def test_rule_12_a_nested_call_within_its_parents_hold_is_admitted_though_the_budget_is_in_debt(
+    budget: TokenBudget,
+) -> None:
+    other = budget.reserve("alice", 40)
+
+    def outer() -> None:
+        other.settle(150)
+        with pytest.raises(TokenBudgetExceeded):
+            call(budget, lambda: None, reserve=61)
+        assert call(budget, lambda: reply(25), reserve=60) is not None
+        assert used(budget) == 210
+
+    call(budget, outer, reserve=60)
+    assert used(budget) == 175
+
+
+def test_rule_9_what_a_nested_call_uses_above_its_hold_is_charged_beside_its_parents_hold(budget: TokenBudget) -> None:
+    def outer() -> None:
+        call(budget, lambda: reply(60), reserve=40)
+        assert used(budget) == 120
+        call(budget, lambda: reply(5), reserve=60)
+        assert used(budget) == 120
+
+    call(budget, outer, reserve=100)
+    assert used(budget) == 65
+
+
+def test_rule_12_a_hold_that_outlives_the_one_it_was_drawn_from_still_makes_the_budget_busy(
+    budget: TokenBudget,
+) -> None:
+    with budget.reserve("alice", 100) as outer:
+        drawn = budget.reserve("alice", 60)
+        outer.settle(0)
+    assert used(budget) == 60
+    with pytest.raises(TokenBudgetExceeded) as refused:
+        budget.reserve("alice", 41)
+    assert refused.value.reason == "busy"
+    drawn.settle(60)
+    with pytest.raises(TokenBudgetExceeded) as refused:
+        budget.reserve("alice", 41)
+    assert refused.value.reason == "exhausted"
+
+
+def test_rule_12_units_come_back_to_each_lender_once_whoever_ends_first(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 40) as outer:
+        with budget.reserve("alice", 60) as middle:  # 40 of the outer hold, and 20 more
+            inner = budget.reserve("alice", 50)
+            assert used(budget) == 60
+            middle.settle(0)
+        assert used(budget) == 60
+        inner.settle(0)
+        assert used(budget) == 40
+        outer.settle(7)
+    assert used(budget) == 7
+    assert open_holds(budget) == 0
+
+
 def test_rule_12_one_call_with_two_claims_on_the_same_count_does_not_draw_the_same_units_twice(
     budget: TokenBudget,
 ) -> None:

@@ -400,3 +400,9 @@ def test_an_unknown_zone_is_refused(tz: Any) -> None:
         CalendarWindow("1/day", tz=tz)
     assert repr(tz)[:100] in str(caught.value)
     assert "Europe/Paris" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [CalendarWindow("5/day"), CalendarWindow("1M/month", tz="Europe/Paris")])
+def test_a_window_shows_itself_as_it_is_made(limit: CalendarWindow) -> None:
+    assert eval(repr(limit)) == limit
+    assert ("tz" in repr(limit)) == (limit.tz != "UTC")
