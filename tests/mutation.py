@@ -200,6 +200,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", required=True, help="what is run against each mutant")
     parser.add_argument("--only", help="which of them, as pytest's -k")
     parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
+    parser.add_argument("--skip", type=int, default=0, help="how many mutants to leave out, tried by earlier runs")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
@@ -208,6 +209,7 @@ def main() -> int:
     if arguments.again:
         survivors = set(arguments.again.read_text().splitlines())
         mutants = [mutant for mutant in mutants if str(mutant) in survivors]
+    del mutants[: arguments.skip]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as threads:
         benches: SimpleQueue[Bench] = SimpleQueue()
         for number in range(arguments.jobs):
