@@ -3,7 +3,7 @@
     python -m tests.mutation quotalimit/stores/charges.py --tests tests/test_holds.py tests/test_nesting.py
 
 Each mutant is tried in a copy of the package, so that the working tree is never touched. A mutant is killed by a test
-that fails, or that takes ten times as long as all do on the code as it is.
+that fails, or that takes five times as long as all do on the code as it is.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def main() -> int:
         if not bench.passes():
             print("the tests fail on the code as it is")
             return 2
-        timeout = 10 * (time.monotonic() - started)
+        timeout = 5 * (time.monotonic() - started)
         benches.put(bench)
 
         def tried(mutant: Mutant) -> bool | None:

@@ -154,6 +154,7 @@ def test_rule_9_a_hold_settled_above_what_it_held_leaves_a_debt(budget: TokenBud
 def test_rule_11_a_second_settlement_does_nothing(budget: TokenBudget) -> None:
     with budget.reserve("alice", 60) as hold:
         first = hold.settle(10)
+        assert first.overrun == 0
         assert hold.settle(50) is first
     assert hold.settle(70) is first
     assert used(budget) == 10

@@ -249,6 +249,34 @@ def test_rule_12_a_nested_call_that_used_nothing_makes_the_outer_usage_known(bud
     assert used(budget) == 0
 
 
+def test_rule_11_a_stream_that_is_read_again_after_it_failed_is_told_to_the_outer_call_once() -> None:
+    one, other = TokenBudget("100/day", name="one"), TokenBudget("100/day", name="other")
+
+    class Broken:
+        """A stream of an SDK whose connection breaks after an item."""
+
+        items = iter([reply(20)])
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            for item in self.items:
+                return item
+            raise ConnectionError
+
+    def outer() -> None:
+        stream = call(other, Broken)
+        assert next(stream) is not None
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                next(stream)
+            assert used(other) == 20
+
+    call(one, outer)
+    assert (used(one), used(other)) == (20, 20)
+
+
 def test_rule_12_another_key_or_another_budget_is_charged_in_full_on_both_sides() -> None:
     one, other = TokenBudget("100/day", name="one"), TokenBudget("100/day", name="other")
     call(one, lambda: call(one, lambda: reply(30), key="bob", reserve=100), key="alice", reserve=100)
