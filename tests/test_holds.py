@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
+from weakref import ref
 
 import pytest
 import time_machine
@@ -22,6 +23,7 @@ from quotalimit import (
     TokenBudgetExceeded,
     Usage,
     record_usage,
+    token_budget,
 )
 
 from .helpers import open_holds, reply, used
@@ -240,6 +242,53 @@ def test_rule_8_a_settlement_that_knows_nothing_is_charged_what_was_recorded(bud
         record_usage(7)
         hold.settle("no usage")
     assert used(budget) == 7
+
+
+class Response:
+    """A response of a model, of which can be seen when it goes away."""
+
+    def __init__(self) -> None:
+        self.usage = Usage(10, 2)
+
+
+def test_a_settled_hold_keeps_no_response_alive(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 60) as hold:
+        response = Response()
+        record_usage(response)
+        seen = ref(response)
+        del response
+        assert seen() is not None  # the id of a dead object might come again
+    gc.collect()
+    assert seen() is None
+    assert hold.settlement is not None
+    assert used(budget) == 12
+
+
+def test_a_stream_that_has_ended_keeps_no_item_alive(budget: TokenBudget) -> None:
+    class Stream:
+        """A stream of an SDK."""
+
+        left = 1
+
+        def __iter__(self) -> Iterator[Response]:
+            return self
+
+        def __next__(self) -> Response:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration
+            return Response()
+
+    @token_budget(budget, key="user", reserve=60)
+    def chat(user: str) -> Stream:
+        return Stream()
+
+    stream = chat("alice")
+    seen = [ref(item) for item in stream]
+    gc.collect()
+    assert [item() for item in seen] == [None]
+    assert stream.left < 0
+    assert used(budget) == 12
 
 
 def test_usage_recorded_after_the_settlement_belongs_to_nobody(budget: TokenBudget) -> None:
