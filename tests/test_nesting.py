@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -195,6 +196,32 @@ def test_rule_12_units_come_back_to_each_lender_once_whoever_ends_first(budget: 
         outer.settle(7)
     assert used(budget) == 7
     assert open_holds(budget) == 0
+
+
+@pytest.mark.parametrize("ends", ["settled", "reset"])
+def test_rule_12_a_nested_call_that_waited_while_its_parent_ended_draws_nothing_from_it(
+    budget: TokenBudget, ends: str
+) -> None:
+    lines, holds = budget.bound().store.lines, []
+    other = budget.reserve("alice", 50)
+    with budget.reserve("alice", 10) as outermost, budget.reserve("alice", 50) as outer:
+        waits = contextvars.copy_context()
+        thread = threading.Thread(
+            target=waits.run, args=(lambda: holds.append(budget.reserve("alice", 80, wait=math.inf)),)
+        )
+        thread.start()
+        while not lines:
+            threading.Event().wait(0.001)
+        if ends == "settled":
+            outer.settle(0)
+            other.settle(0)
+        else:
+            budget.reset("alice")
+        thread.join()
+        assert used(budget) == 80  # 10 of them drawn from the outermost hold, if that is still open
+        outermost.settle(0)
+        holds[0].settle(0)
+    assert used(budget) == 0
 
 
 def test_rule_12_one_call_with_two_claims_on_the_same_count_does_not_draw_the_same_units_twice(
