@@ -316,6 +316,26 @@ def test_rule_14_a_hold_settles_in_the_window_in_which_it_was_taken(
     assert used(sliding) == 0
 
 
+@pytest.mark.parametrize("used_by_the_call", [10, 60, 90])
+def test_rule_22_a_hold_is_settled_whole_also_where_its_state_has_just_been_retired(
+    time: time_machine.Traveller, used_by_the_call: int
+) -> None:
+    """Once a period the store sets all states aside, to look at them a few at a time."""
+    budget = TokenBudget(SlidingWindow("100/minute"))
+    budget.charge("first", 1)
+    time.shift(50)
+    hold = budget.reserve("alice", 60)
+    for number in range(50):
+        budget.charge(number, 1)
+    time.shift(11)
+    budget.charge("last", 1)
+    hold.settle(used_by_the_call)
+    for number in range(50):
+        budget.charge(number, 1)
+    assert used(budget) == used_by_the_call
+    assert open_holds(budget) == 0
+
+
 def test_charge_checks_and_deducts(budget: TokenBudget) -> None:
     decision = budget.charge("alice", 60)
     assert (decision.allowed, decision.name, decision.requested) == (True, "tokens", 60)
