@@ -336,6 +336,17 @@ def test_windows_computed_by_hand(zone: str, unit: str, moment: str, start: str,
     assert CalendarWindow(f"1/{unit}", tz=zone).window(now * SECOND) == (first * SECOND, last * SECOND)
 
 
+@pytest.mark.parametrize("unit", ["minute", "hour", "day"])
+@pytest.mark.parametrize(("zone", "year"), [("America/St_Johns", 2009), ("Australia/Lord_Howe", 2024)])
+def test_a_window_is_the_same_from_each_of_its_moments(zone: str, year: int, unit: str) -> None:
+    """Rule 20: also where the clock changes in the middle of an hour, windows partition the time to the microsecond."""
+    random = Random(0)
+    for change in scan(zone, year)["change"]:
+        moments = [change, change - 1, *(change + random.randint(-30 * MINUTE, 30 * MINUTE) for _ in range(60))]
+        windows = {CalendarWindow(f"1/{unit}", tz=zone).window(now) for now in moments}
+        assert all(before[1] <= after[0] for before, after in pairwise(sorted(windows)))
+
+
 @pytest.fixture
 def far_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine whose own clock is 05:45 ahead of UTC."""
