@@ -177,6 +177,7 @@ class Bench:
 def run_tests(root: Path, options: Sequence[str]) -> None:
     """Run the tests of a copy, in a process of its own that has nothing but their tools imported."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where a shell runs this behind
     os.chdir(root)
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
