@@ -3,7 +3,7 @@
     python -m tests.mutation quotalimit/stores/charges.py --tests tests/test_holds.py tests/test_nesting.py
 
 Each mutant is tried in a copy of the package, so that the working tree is never touched. A mutant is killed by a test
-that fails, or that takes ten times as long as all do on the code as it is.
+that fails, or that takes five times as long as all do on the code as it is.
 """
 
 from __future__ import annotations
@@ -11,20 +11,29 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+import pytest
+import redis
+import redis.asyncio  # noqa: F401
+from hypothesis import Phase, settings
+
 ROOT = Path(__file__).parent.parent
+PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin")
+FORK = multiprocessing.get_context("fork")
 
 SWAPPED: dict[type[ast.AST], tuple[type[Any], ...]] = {
     ast.Lt: (ast.LtE, ast.Gt),
@@ -57,6 +66,9 @@ class Mutant(NamedTuple):
     change: str
     source: str
 
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}: {self.change}"
+
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a module. Text, annotations and what only type checkers see are left alone."""
@@ -65,7 +77,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         for change in range(len(_changes(node))):
             mutated = copy.deepcopy(tree)
             twin = next(each for place, each in enumerate(ast.walk(mutated)) if place == number)
-            before = ast.unparse(twin)
+            before = _shown(twin)
             parent, field, index = _place(mutated, twin)
             changed = _changes(twin)[change]
             if index is None:
@@ -73,7 +85,12 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             else:
                 getattr(parent, field)[index] = changed
             source = ast.unparse(ast.fix_missing_locations(mutated))
-            yield Mutant(path, getattr(node, "lineno", 0), f"{before} -> {ast.unparse(changed)}", source)
+            yield Mutant(path, getattr(node, "lineno", 0), f"{before} -> {_shown(changed)}", source)
+
+
+def _shown(node: ast.AST) -> str:
+    """A node on one line: of a block, its head."""
+    return ast.unparse(node).partition("\n")[0]
 
 
 def _place(tree: ast.AST, node: ast.AST) -> tuple[ast.AST, str, int | None]:
@@ -104,6 +121,8 @@ def _changes(node: ast.AST) -> list[ast.AST]:
         return [_with(node, test=ast.Constant(True)), _with(node, test=ast.Constant(False))]
     if isinstance(node, ast.Call) and ast.unparse(node.func) in ("max", "min") and len(node.args) == 2:
         return list(node.args)
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__slots__", "__all__"):
+        return []
     if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
     ):
@@ -121,7 +140,7 @@ def _with(node: ast.AST, **changes: object) -> ast.AST:
 class Bench:
     """A copy of the repository in which one mutant at a time is tried."""
 
-    def __init__(self, directory: Path, tests: Sequence[str]) -> None:
+    def __init__(self, directory: Path, options: Sequence[str]) -> None:
         self._root = directory
         for name in ("quotalimit", "tests", "pyproject.toml", "setup.cfg", "README.md"):
             source = ROOT / name
@@ -129,59 +148,79 @@ class Bench:
                 shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, directory / name)
-        self._tests = tests
+        self._options = options
 
     def passes(self, timeout: float | None = None) -> bool:
         """Whether all tests pass, in time."""
-        # Nothing compiled is kept: two mutants of one size may be written in one second.
-        environment = os.environ | {"PYTHONPATH": str(self._root), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *self._tests]
-        running = subprocess.Popen(
-            command,
-            cwd=self._root,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            return running.wait(timeout) == 0
-        except subprocess.TimeoutExpired:
-            return False
-        finally:
-            if running.poll() is None:
-                os.killpg(running.pid, signal.SIGKILL)
-                running.wait()
+        running = FORK.Process(target=run_tests, args=(self._root, self._options))
+        running.start()
+        running.join(timeout)
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid or 0, signal.SIGKILL)
+        running.join()
+        return running.exitcode == 0
 
     def survives(self, mutant: Mutant, timeout: float) -> bool:
         """Whether no test notices a mutant."""
         place = self._root / mutant.path.relative_to(ROOT)
         kept = place.read_text()
+        compiled = Path(cache_from_source(place))  # two mutants of one size may be written in one second
+        compiled.unlink(missing_ok=True)
         place.write_text(mutant.source)
         try:
             return self.passes(timeout)
         finally:
             place.write_text(kept)
+            compiled.unlink(missing_ok=True)
+
+
+def run_tests(root: Path, options: Sequence[str]) -> None:
+    """Run the tests of a copy, in a process of its own that has nothing but their tools imported."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where a shell runs this behind
+    os.chdir(root)
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os.environ |= {"PYTHONPATH": str(root), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sys.path.insert(0, str(root))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    quickly = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
+    settings.register_profile("mutation", phases=quickly, database=None, derandomize=True)
+    settings.load_profile("mutation")
+    command = ["-x", "-q", "--failed-first", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    for plugin in PLUGINS:
+        command += ["-p", plugin]
+    os._exit(pytest.main([*command, *options]))  # at once: the threads that would be waited for are the parent's
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("modules", nargs="+", type=Path)
     parser.add_argument("--tests", nargs="+", required=True, help="what is run against each mutant")
+    parser.add_argument("--only", help="which of them, as pytest's -k")
+    parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
+    parser.add_argument("--skip", type=int, default=0, help="how many mutants to leave out, tried by earlier runs")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
-    started = time.monotonic()
+    options = [*arguments.tests, *(["-k", arguments.only] if arguments.only else [])]
     mutants = [mutant for path in arguments.modules for mutant in mutants_of(path.resolve())]
+    if arguments.again:
+        survivors = set(arguments.again.read_text().splitlines())
+        mutants = [mutant for mutant in mutants if str(mutant) in survivors]
+    del mutants[: arguments.skip]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as threads:
         benches: SimpleQueue[Bench] = SimpleQueue()
         for number in range(arguments.jobs):
-            benches.put(Bench(Path(directory) / str(number), arguments.tests))
+            benches.put(Bench(Path(directory) / str(number), options))
         bench = benches.get()
+        started = time.monotonic()
         if not bench.passes():
             print("the tests fail on the code as it is")
             return 2
-        timeout = 10 * (time.monotonic() - started)
+        timeout = 5 * (time.monotonic() - started)
         benches.put(bench)
 
         def tried(mutant: Mutant) -> bool | None:
@@ -197,9 +236,12 @@ def main() -> int:
         for mutant, survives in zip(mutants, threads.map(tried, mutants), strict=True):
             results.append(survives)
             if survives:
-                print(f"{mutant.path.relative_to(ROOT)}:{mutant.line}: {mutant.change}", flush=True)
+                print(mutant, flush=True)
     survived, untried = results.count(True), results.count(None)
-    print(f"{len(results) - untried} mutants, {survived} survived, {untried} not tried for want of time")
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"{len(results) - untried} mutants in {minutes:.1f} minutes: {survived} survived, {untried} not tried in time"
+    )
     return 1 if survived else 0
 
 

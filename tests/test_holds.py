@@ -8,11 +8,23 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
+from weakref import ref
 
 import pytest
 import time_machine
 
-from quotalimit import Hold, InvalidKey, SlidingWindow, TokenBudget, TokenBudgetExceeded, Usage, record_usage
+from quotalimit import (
+    CalendarWindow,
+    Hold,
+    InvalidKey,
+    SlidingWindow,
+    TokenBudget,
+    TokenBudgetExceeded,
+    Usage,
+    record_usage,
+    token_budget,
+)
 
 from .helpers import open_holds, reply, used
 
@@ -144,6 +156,7 @@ def test_rule_9_a_hold_settled_above_what_it_held_leaves_a_debt(budget: TokenBud
 def test_rule_11_a_second_settlement_does_nothing(budget: TokenBudget) -> None:
     with budget.reserve("alice", 60) as hold:
         first = hold.settle(10)
+        assert first.overrun == 0
         assert hold.settle(50) is first
     assert hold.settle(70) is first
     assert used(budget) == 10
@@ -151,6 +164,19 @@ def test_rule_11_a_second_settlement_does_nothing(budget: TokenBudget) -> None:
         pass
     assert hold.settle(5).charged == 60
     assert used(budget) == 70
+
+
+@pytest.mark.parametrize(("used_by_the_call", "charged"), [(10, 60), (90, 90)])
+def test_rule_11_an_interrupt_in_a_settlement_forgets_no_charge_and_leaves_no_hold(
+    budget: TokenBudget, used_by_the_call: int, charged: int
+) -> None:
+    """What was used above the hold is charged by the next call; what would be given back may stay charged."""
+    hold = budget.reserve("alice", 60)
+    interrupted = mock.patch.object(CalendarWindow, "adjust", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        hold.settle(used_by_the_call)
+    assert used(budget) == charged
+    assert open_holds(budget) == 0
 
 
 @pytest.mark.parametrize(
@@ -218,6 +244,53 @@ def test_rule_8_a_settlement_that_knows_nothing_is_charged_what_was_recorded(bud
     assert used(budget) == 7
 
 
+class Response:
+    """A response of a model, of which can be seen when it goes away."""
+
+    def __init__(self) -> None:
+        self.usage = Usage(10, 2)
+
+
+def test_a_settled_hold_keeps_no_response_alive(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 60) as hold:
+        response = Response()
+        record_usage(response)
+        seen = ref(response)
+        del response
+        assert seen() is not None  # the id of a dead object might come again
+    gc.collect()
+    assert seen() is None
+    assert hold.settlement is not None
+    assert used(budget) == 12
+
+
+def test_a_stream_that_has_ended_keeps_no_item_alive(budget: TokenBudget) -> None:
+    class Stream:
+        """A stream of an SDK."""
+
+        left = 1
+
+        def __iter__(self) -> Iterator[Response]:
+            return self
+
+        def __next__(self) -> Response:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration
+            return Response()
+
+    @token_budget(budget, key="user", reserve=60)
+    def chat(user: str) -> Stream:
+        return Stream()
+
+    stream = chat("alice")
+    seen = [ref(item) for item in stream]
+    gc.collect()
+    assert [item() for item in seen] == [None]
+    assert stream.left < 0
+    assert used(budget) == 12
+
+
 def test_usage_recorded_after_the_settlement_belongs_to_nobody(budget: TokenBudget) -> None:
     with budget.reserve("alice", 60) as hold:
         hold.settle(10)
@@ -241,6 +314,26 @@ def test_rule_14_a_hold_settles_in_the_window_in_which_it_was_taken(
     assert used(sliding) == result
     time.shift(1)
     assert used(sliding) == 0
+
+
+@pytest.mark.parametrize("used_by_the_call", [10, 60, 90])
+def test_rule_22_a_hold_is_settled_whole_also_where_its_state_has_just_been_retired(
+    time: time_machine.Traveller, used_by_the_call: int
+) -> None:
+    """Once a period the store sets all states aside, to look at them a few at a time."""
+    budget = TokenBudget(SlidingWindow("100/minute"))
+    budget.charge("first", 1)
+    time.shift(50)
+    hold = budget.reserve("alice", 60)
+    for number in range(50):
+        budget.charge(number, 1)
+    time.shift(11)
+    budget.charge("last", 1)
+    hold.settle(used_by_the_call)
+    for number in range(50):
+        budget.charge(number, 1)
+    assert used(budget) == used_by_the_call
+    assert open_holds(budget) == 0
 
 
 def test_charge_checks_and_deducts(budget: TokenBudget) -> None:

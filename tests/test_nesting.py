@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,6 +140,90 @@ def test_rule_12_units_of_the_hold_that_are_lent_out_are_not_lent_twice(budget: 
     assert open_holds(budget) == 0
 
 
+@pytest.mark.parametrize("reserve", [30, 60])
+def test_rule_12_a_nested_call_within_its_parents_hold_is_admitted_though_the_budget_is_in_debt(
+    budget: TokenBudget, reserve: int
+) -> None:
+    other = budget.reserve("alice", 40)
+
+    def outer() -> None:
+        other.settle(150)
+        with pytest.raises(TokenBudgetExceeded):
+            call(budget, lambda: None, reserve=61)
+        assert call(budget, lambda: reply(25), reserve=reserve) is not None
+        assert used(budget) == 210
+
+    call(budget, outer, reserve=60)
+    assert used(budget) == 175
+
+
+def test_rule_9_what_a_nested_call_uses_above_its_hold_is_charged_beside_its_parents_hold(budget: TokenBudget) -> None:
+    def outer() -> None:
+        call(budget, lambda: reply(60), reserve=40)
+        assert used(budget) == 120
+        call(budget, lambda: reply(5), reserve=60)
+        assert used(budget) == 120
+
+    call(budget, outer, reserve=100)
+    assert used(budget) == 65
+
+
+def test_rule_12_a_hold_that_outlives_the_one_it_was_drawn_from_still_makes_the_budget_busy(
+    budget: TokenBudget,
+) -> None:
+    with budget.reserve("alice", 100) as outer:
+        drawn = budget.reserve("alice", 60)
+        outer.settle(0)
+    assert used(budget) == 60
+    with pytest.raises(TokenBudgetExceeded) as refused:
+        budget.reserve("alice", 41)
+    assert refused.value.reason == "busy"
+    drawn.settle(60)
+    with pytest.raises(TokenBudgetExceeded) as refused:
+        budget.reserve("alice", 41)
+    assert refused.value.reason == "exhausted"
+
+
+def test_rule_12_units_come_back_to_each_lender_once_whoever_ends_first(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 40) as outer:
+        with budget.reserve("alice", 60) as middle:  # 40 of the outer hold, and 20 more
+            inner = budget.reserve("alice", 50)
+            assert used(budget) == 60
+            middle.settle(0)
+        assert used(budget) == 60
+        inner.settle(0)
+        assert used(budget) == 40
+        outer.settle(7)
+    assert used(budget) == 7
+    assert open_holds(budget) == 0
+
+
+@pytest.mark.parametrize("ends", ["settled", "reset"])
+def test_rule_12_a_nested_call_that_waited_while_its_parent_ended_draws_nothing_from_it(
+    budget: TokenBudget, ends: str
+) -> None:
+    lines, holds = budget.bound().store.lines, []
+    other = budget.reserve("alice", 50)
+    with budget.reserve("alice", 10) as outermost, budget.reserve("alice", 50) as outer:
+        waits = contextvars.copy_context()
+        thread = threading.Thread(
+            target=waits.run, args=(lambda: holds.append(budget.reserve("alice", 80, wait=math.inf)),)
+        )
+        thread.start()
+        while not lines:
+            threading.Event().wait(0.001)
+        if ends == "settled":
+            outer.settle(0)
+            other.settle(0)
+        else:
+            budget.reset("alice")
+        thread.join()
+        assert used(budget) == 80  # 10 of them drawn from the outermost hold, if that is still open
+        outermost.settle(0)
+        holds[0].settle(0)
+    assert used(budget) == 0
+
+
 def test_rule_12_one_call_with_two_claims_on_the_same_count_does_not_draw_the_same_units_twice(
     budget: TokenBudget,
 ) -> None:
@@ -190,6 +275,34 @@ def test_rule_12_a_nested_call_of_unknown_usage_travels_up_as_it_was_charged(bud
 def test_rule_12_a_nested_call_that_used_nothing_makes_the_outer_usage_known(budget: TokenBudget) -> None:
     call(budget, lambda: call(budget, lambda: Usage(), reserve=15) and None, reserve=50)
     assert used(budget) == 0
+
+
+def test_rule_11_a_stream_that_is_read_again_after_it_failed_is_told_to_the_outer_call_once() -> None:
+    one, other = TokenBudget("100/day", name="one"), TokenBudget("100/day", name="other")
+
+    class Broken:
+        """A stream of an SDK whose connection breaks after an item."""
+
+        items = iter([reply(20)])
+
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> Any:
+            for item in self.items:
+                return item
+            raise ConnectionError
+
+    def outer() -> None:
+        stream = call(other, Broken)
+        assert next(stream) is not None
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                next(stream)
+            assert used(other) == 20
+
+    call(one, outer)
+    assert (used(one), used(other)) == (20, 20)
 
 
 def test_rule_12_another_key_or_another_budget_is_charged_in_full_on_both_sides() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -335,6 +336,44 @@ def test_windows_computed_by_hand(zone: str, unit: str, moment: str, start: str,
     assert CalendarWindow(f"1/{unit}", tz=zone).window(now * SECOND) == (first * SECOND, last * SECOND)
 
 
+@pytest.mark.parametrize("unit", ["minute", "hour", "day"])
+@pytest.mark.parametrize(("zone", "year"), [("America/St_Johns", 2009), ("Australia/Lord_Howe", 2024)])
+def test_a_window_is_the_same_from_each_of_its_moments(zone: str, year: int, unit: str) -> None:
+    """Rule 20: also where the clock changes in the middle of an hour, windows partition the time to the microsecond."""
+    random = Random(0)
+    for change in scan(zone, year)["change"]:
+        moments = [change, change - 1, *(change + random.randint(-30 * MINUTE, 30 * MINUTE) for _ in range(60))]
+        windows = {CalendarWindow(f"1/{unit}", tz=zone).window(now) for now in moments}
+        assert all(before[1] <= after[0] for before, after in pairwise(sorted(windows)))
+
+
+@pytest.fixture
+def far_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own clock is 05:45 ahead of UTC."""
+    with monkeypatch.context() as changes:
+        changes.setenv("TZ", "Asia/Kathmandu")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
+def test_windows_are_those_of_utc_wherever_the_machine_is(unit: str, far_machine: None) -> None:
+    """Rule 20: without a zone, windows are those of UTC, and machines that share a store agree on them."""
+    assert datetime.fromtimestamp(0).hour == 5
+    windows = list(pairwise(scan("UTC", 2024)[unit]))[1:]
+    assert list(wrong_windows("UTC", unit, windows))[:5] == []
+    assert CalendarWindow(f"1/{unit}").window(START + 1) == CalendarWindow(f"1/{unit}", tz="Etc/UTC").window(START + 1)
+
+
+@pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
+def test_the_period_is_the_longest_that_a_unit_can_be(unit: str) -> None:
+    """What a store plans by: in UTC no window is longer, and one is as long."""
+    limit = CalendarWindow(f"1/{unit}")
+    windows = [limit.window(START + days * 86_400 * SECOND) for days in range(5 * 366)]
+    assert max(end - start for start, end in windows) == limit.period
+
+
 @pytest.mark.parametrize("unit", ["minute", "hour", *LONG_UNITS])
 @pytest.mark.parametrize(("zone", "year"), ZONES)
 def test_waiting_as_told_admits_and_less_refuses(zone: str, year: int, unit: str) -> None:
@@ -372,3 +411,9 @@ def test_an_unknown_zone_is_refused(tz: Any) -> None:
         CalendarWindow("1/day", tz=tz)
     assert repr(tz)[:100] in str(caught.value)
     assert "Europe/Paris" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [CalendarWindow("5/day"), CalendarWindow("1M/month", tz="Europe/Paris")])
+def test_a_window_shows_itself_as_it_is_made(limit: CalendarWindow) -> None:
+    assert eval(repr(limit)) == limit
+    assert ("tz" in repr(limit)) == (limit.tz != "UTC")

@@ -88,6 +88,14 @@ def test_a_log_out_of_order_is_refused() -> None:
         limit.load(b"s1:" + array("q", (2, 1)).tobytes())
 
 
+@pytest.mark.parametrize(("limit", "data"), [(LIMITS[1], b"c1:%d,-1,0" % T0), (LIMITS[3], b"b1:-1,%d,0" % T0)])
+def test_a_negative_count_is_refused(limit: Algorithm, data: bytes) -> None:
+    """Nobody is given more than the limit by what somebody wrote into a store."""
+    assert limit.load(data.replace(b"-1", b"1"))
+    with pytest.raises(ValueError, match="not the state"):
+        limit.load(data)
+
+
 def test_an_entry_takes_eight_bytes() -> None:
     limit = SlidingWindow("1000/minute")
     state = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
@@ -164,6 +166,33 @@ def test_long_traces_decide_as_a_list_of_charges(costs: tuple[int, ...]) -> None
     assert 0 < refused < 1_400
 
 
+@pytest.mark.parametrize("capacity", [1, 5, 100, 500])
+def test_single_units_are_admitted_as_by_a_list_of_charges(capacity: int) -> None:
+    """Rule 1: asked and taken in one step too, also by limits that were of another amount before, or another cost."""
+    random = Random(capacity)
+    limit, larger = SlidingWindow(f"{capacity}/10 seconds"), SlidingWindow(f"{2 * capacity + 9}/10 seconds")
+    oracle = Charges()
+    state: Any = None
+    now, admitted = START, 0
+    for call in range(2_000):
+        now += random.choice([0, 1, PERIOD // capacity, PERIOD // capacity // 2])
+        asked, cost = (larger, 1) if call % 400 > 300 else (limit, 2 if call in (600, 1_400) and capacity > 1 else 1)
+        if call == 1_000:
+            state, oracle.all = None, []
+        fits = oracle.used(now) + cost <= asked.capacity
+        before = pickle.dumps(state)
+        after = asked.admit(state, now) if cost == 1 else asked.take(state, cost, now)[0] if fits else None
+        assert (after is not None) == fits
+        if after is None:
+            assert pickle.dumps(state) == before
+        else:
+            state, admitted = after, admitted + 1
+            oracle.all.append([now, cost])
+        assert limit.used(state, now) == oracle.used(now)
+        oracle.all = [charge for charge in oracle.all if charge[0] > now - PERIOD]
+    assert 50 < admitted < 1_900
+
+
 @given(traces() | traces(**UNITS_ONLY), st.sampled_from(sorted(LIMITS)), st.integers(0, 10))
 @settings(deadline=None, max_examples=100)
 def test_waiting_as_told_admits_and_less_refuses(steps: list[Step], capacity: int, need: int) -> None:
@@ -193,11 +222,13 @@ def test_after_a_step_back_all_is_as_it_was(steps: list[Step], back: int) -> Non
     newest = play.marks[-1]
     earlier = newest - back
     before = answers(play.state, newest)
+    assert FIVE.redate(play.state, newest) is play.state
     redated = FIVE.redate(play.state, earlier)
     after = answers(redated, earlier)
     assert [said + back if said > START // 2 and said < NEVER else said for said in after] == before
     assert max(LIMITS[8].fits(redated, need, earlier) for need in range(9)) <= PERIOD
     assert answers(FIVE.redate(redated, earlier), earlier) == after
+    assert not FIVE.matters(redated, earlier + PERIOD)
     assert answers(FIVE.redate(redated, earlier + 5), earlier + 5) == answers(redated, earlier + 5)
 
 
@@ -276,6 +307,47 @@ def test_memory_is_that_of_the_charges_of_one_period(cost: int, per_entry: int) 
     assert most < 1_000 * per_entry + 1_000
 
 
+@pytest.mark.parametrize("amount", [1_000, 10_000])
+@pytest.mark.parametrize(("cost", "in_one_step"), [(1, True), (1, False), (2, False)])
+def test_charges_of_the_past_are_dropped_some_at_a_time(amount: int, cost: int, in_one_step: bool) -> None:
+    """Rule 22: about 9 bytes an entry where a call is one unit, and seldom the work of moving the entries that stay."""
+    limit = SlidingWindow(f"{amount * cost}/10 seconds")
+    state: Any = None
+    sizes = []
+    for call in range(3 * amount):
+        now = START + call * PERIOD // amount
+        state = limit.admit(state, now) if in_one_step else limit.take(state, cost, now)[0]
+        sizes.append(len(state if cost == 1 else state.times))
+    assert max(sizes) <= amount * 9 / 8
+    drops = sum(later < earlier for earlier, later in pairwise(sizes))
+    assert 0 < drops < 50
+
+
+def test_a_charge_of_nothing_takes_no_memory() -> None:
+    """Cost 0 is checked and charges nothing: no state is kept for it, and none grows by it."""
+    assert FIVE.take(None, 0, START) == (None, START)
+    state, _ = FIVE.take(None, 1, START)
+    before = pickle.dumps(state)
+    for call in range(100):
+        state, mark = FIVE.take(state, 0, START + call)
+        assert mark == START + call
+    assert pickle.dumps(state) == before
+
+
+@pytest.mark.parametrize("cost", [1, 2])
+def test_bytes_are_of_one_order_on_all_machines(cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that share a store read each other's states: what they keep is turned round on some of them."""
+    state, _ = FIVE.take(None, cost, START)
+    state, _ = FIVE.take(state, cost, START + 1)
+    here = FIVE.dump(state)
+    monkeypatch.setattr(sys, "byteorder", "big" if sys.byteorder == "little" else "little")
+    there = FIVE.dump(state)
+    turned = [number[::-1] for number in zip(*[iter(here[3:])] * 8, strict=True)]
+    assert there == here[:3] + b"".join(map(bytes, turned))
+    assert answers(FIVE.load(there), START + 2) == answers(state, START + 2)
+    assert FIVE.dump(FIVE.load(there)) == there
+
+
 @pytest.mark.parametrize("cost", [2, 10_000, 10**12, MAX_AMOUNT])
 def test_one_entry_a_call_and_never_one_a_unit(cost: int) -> None:
     """A call of any cost takes the memory of one call."""
@@ -304,6 +376,41 @@ def test_a_refund_gives_back_no_more_than_was_charged_then() -> None:
     state = FIVE.adjust(state, first, -100, START + 2)
     assert FIVE.used(state, START + 2) == 3
     assert FIVE.fits(state, 3, START + 2) == PERIOD - 1
+
+
+def test_a_refund_of_what_is_no_longer_charged_changes_nothing() -> None:
+    """Rule 11: what has been given back, or was never charged, is not taken from the charges around it."""
+    state, nothing = FIVE.take(None, 0, START)
+    state, _ = FIVE.take(state, 1, START + 1)
+    state, given_back = FIVE.take(state, 2, START + 2)
+    state, _ = FIVE.take(state, 2, START + 3)
+    state = FIVE.adjust(state, given_back, -2, START + 4)
+    before = pickle.dumps(state)
+    for mark in (nothing, given_back):
+        for units in (1, 2, 9):
+            state = FIVE.adjust(state, mark, -units, START + 5)
+            assert pickle.dumps(state) == before
+    assert FIVE.used(state, START + 5) == 3
+
+
+@pytest.mark.parametrize("used", [1, 2, 5])
+def test_what_a_call_that_held_nothing_used_counts_from_when_it_began(used: int) -> None:
+    """Rule 14: a hold settles in the window in which it was taken, also where others have been charged since."""
+    state, mark = FIVE.take(None, 0, START)
+    state, _ = FIVE.take(state, 2, START + PERIOD // 2)
+    state = FIVE.adjust(state, mark, used, START + PERIOD // 2 + 1)
+    assert FIVE.used(state, START + PERIOD - 1) == used + 2
+    assert FIVE.used(state, START + PERIOD) == 2
+
+
+def test_units_that_do_not_fit_are_charged_all_the_same() -> None:
+    """Rule 9: what was used is counted to the last unit for one period, however far above the limit."""
+    state: Any = None
+    for call in range(60):
+        state, _ = FIVE.take(state, 1, START + call)
+    assert FIVE.used(state, START + 60) == 60
+    assert FIVE.used(state, START + PERIOD) == 59
+    assert FIVE.fits(state, 5, START + 60) == PERIOD - 1
 
 
 def test_holds_that_are_given_back_leave_nothing() -> None:
