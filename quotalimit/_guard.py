@@ -14,7 +14,7 @@ from quotalimit.decision import Decision, collectors, slowest
 from quotalimit.errors import LimitExceeded
 from quotalimit.events import Event, Kind, events_of, listeners, tell
 from quotalimit.keys import PLAIN, Key
-from quotalimit.limiters import Binding, Limiter, hand_over
+from quotalimit.limiters import Limiter, hand_over
 from quotalimit.recording import running
 from quotalimit.stores.base import Answer, Ask, Charge, Claim, Gates, Store
 from quotalimit.stores.several import Several
@@ -88,8 +88,9 @@ class Gatekeeper:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self._holding = [layer for layer in layers if layer.holds]
-        self._bound: tuple[Sequence[Binding | None], Store | None, Gates | None] = ([None] * len(layers), None, None)
-        """Where the limiters were found, their store if it is one, and its gates: one value, for threads replace it."""
+        self._bound: tuple[int, Store | None, Gates | None] = (-1, None, None)
+        """When the limiters were found, in unbindings; their store if it is one, and its gates. One value, for threads
+        replace it."""
 
     @staticmethod
     def serves(layers: Sequence[Layer]) -> bool:
@@ -101,11 +102,10 @@ class Gatekeeper:
 
     def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
         """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
-        bindings, store, gates = self._bound
-        for layer, binding in zip(self._layers, bindings):  # noqa: B905 - a check costs a tenth of the loop
-            if binding is None or layer.limiter.binding is not binding:
-                self._bind()
-                return None
+        unbindings, store, gates = self._bound
+        if unbindings != Limiter.unbindings:
+            self._bind()
+            return None
         if store is None or gates is None or listeners or running() is not None:
             return None
         charges: list[Charge] = []
@@ -122,6 +122,7 @@ class Gatekeeper:
 
     def _bind(self) -> None:
         """Look for the store of the limiters, which changes with the default."""
+        unbindings = Limiter.unbindings
         bindings = [layer.limiter.bound() for layer in self._layers]
         store = bindings[0].store
         asks = [
@@ -129,7 +130,7 @@ class Gatekeeper:
             for layer, binding in zip(self._layers, bindings, strict=True)
         ]
         one = all(binding.store is store for binding in bindings)
-        self._bound = (bindings, store, store.gates(asks)) if one else (bindings, None, None)
+        self._bound = (unbindings, store, store.gates(asks)) if one else (unbindings, None, None)
 
 
 Owner: TypeAlias = tuple[Layer, Key, Part | None]

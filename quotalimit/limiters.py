@@ -92,6 +92,9 @@ class Limiter:
     default_algorithm: ClassVar[type[SlidingWindow | CalendarWindow]]
     """What a limit written as a string, or as a bare `Rate`, means."""
 
+    unbindings: ClassVar[int] = 0
+    """How often any limiter has been told to look for its store anew."""
+
     def __init__(self, *limits: Limit, name: str | None = None, store: Store | None = None) -> None:
         if not limits:
             raise InvalidLimit(f'{type(self).__name__} needs at least one limit, such as "20/minute"')
@@ -183,6 +186,7 @@ class Limiter:
         with _binding:
             self.binding = None
             self.__dict__.pop("gate", None)
+            Limiter.unbindings += 1  # last: who has counted it finds no binding of before
 
     def use(self, store: Store | None) -> Store | None:
         """Count on another store of its own, or on the default one, from now on. Returns its own before."""
