@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quotalimit._layers import Layer, RateLayer, TokenLayer
+from quotalimit.amounts import MAX_UNITS
 from quotalimit.decision import Decision, slowest
 from quotalimit.estimation import tokens_of, weigh_answer, weigh_arguments
 from quotalimit.events import Event, Kind, listeners, tell, tell_later
@@ -81,6 +82,8 @@ class Call(Recorder):
     _dropped = False
     """Whether this may be the work of a finalizer, in which no listener is called."""
 
+    _is_settled = False
+
     _unflushed: Sequence[Store] = ()
     """The stores that have yet to keep what was settled."""
 
@@ -115,6 +118,8 @@ class Call(Recorder):
         known = bool(sources) and self.knows(sources)
         for part in self._parts:
             layer = part.layer
+            if answer is None and part.fold is not None:  # the end of a stream, and no item of it
+                continue
             if isinstance(layer, TokenLayer):
                 if streaming and part.fold is None:
                     part.fold = Fold()
@@ -238,6 +243,8 @@ class Call(Recorder):
 
     def _reopen(self) -> None:
         """Let the next end settle what this one could not."""
+        if self._is_settled:
+            return
         self._ends = [None]
         self.__class__ = InterruptedCall  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -248,6 +255,7 @@ class Call(Recorder):
             layer = part.layer
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
+                used = min(used, MAX_UNITS)
                 due = [(charge, used) for charge in part.charges]
                 if self._inside:
                     due = [(charge, self._owed(charge, used)) for charge in part.charges]
@@ -265,6 +273,7 @@ class Call(Recorder):
         self._arguments, self._result, self._read_from = (), None, ()
         if self.recorded or self._sources or self._latest:
             self.forget()
+        self._is_settled = True
         if listeners and not self._dropped:
             tell()
         return settled

@@ -104,7 +104,7 @@ async def drive_async(
         while True:
             token = None
             try:
-                token = begin(call)
+                token = None if call is None else begin(call)
                 item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
             except StopAsyncIteration:
                 if call is not None:
@@ -125,7 +125,7 @@ async def drive_async(
             except GeneratorExit:
                 token = None
                 try:
-                    token = begin(call)
+                    token = None if call is None else begin(call)
                     await stream.aclose()
                 finally:
                     try:

@@ -60,6 +60,8 @@ class Guard:
             except BaseException:
                 asked.give_back()
                 raise
+            for claim in asked.claims:  # when it is asked again, others wait
+                claim.heads, claim.ahead = (), 0
         return None, partial(admit_async, asked)
 
     def admit_common(self, key: Key) -> None:

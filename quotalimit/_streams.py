@@ -231,8 +231,14 @@ def _of(stream: object) -> Watch:
 
 def _delete(self: Any) -> None:
     watch = self.__dict__.get(_WATCH)
-    if watch is not None and watch.owns(self) and not watch.handed_on:
-        watch.leave()
+    try:
+        if watch is not None and watch.owns(self) and not watch.handed_on:
+            watch.leave()
+    finally:
+        finalizers = (kind.__dict__.get("__del__") for kind in type(self).__mro__)
+        base = next((each for each in finalizers if each not in (None, _delete)), None)
+        if base is not None:
+            base(self)
 
 
 def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
@@ -326,18 +332,18 @@ def drive_stream(call: Watch, items: Iterator[Any]) -> Iterator[Any]:
 def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(base):
 
-        async def leave_async(self: Any, *args: Any) -> Any:
+        async def leave_async(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                return await base(self, *args)
+                return await base(self, *args, **kwargs)
             finally:
                 _of(self).leave()
                 await _of(self).flush_async()
 
         return leave_async
 
-    def leave(self: Any, *args: Any) -> Any:
+    def leave(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return base(self, *args)
+            return base(self, *args, **kwargs)
         finally:
             _of(self).leave()
             _of(self).flush()

@@ -42,11 +42,12 @@ class Bell(Protocol):
 class Waiter:
     """One waiting call: what it needs at each of its places, and when it expects to start."""
 
-    __slots__ = ("bell", "due", "needs")
+    __slots__ = ("bell", "due", "is_out", "needs")
 
     def __init__(self, claims: Sequence[Claim], bell: Bell) -> None:
         self.bell = bell
         self.due = 0
+        self.is_out = False
         self.needs: dict[Place, int] = {}
         for claim in claims:
             place = (claim.counts, claim.identity)
@@ -94,8 +95,9 @@ class Lines:
 
     def leave(self, waiter: Waiter) -> None:
         """Take a call out of its lines, and wake those that now stand at a head."""
-        with self._lock:
-            self._remove(waiter)
+        if not waiter.is_out:  # taken out as dead: this may be its finalizer, in the middle of another's turn
+            with self._lock:
+                self._remove(waiter)
 
     def is_first(self, waiter: Waiter) -> bool:
         """Whether a call stands at the head of all its lines."""
@@ -112,6 +114,7 @@ class Lines:
         return None
 
     def _remove(self, waiter: Waiter) -> None:
+        waiter.is_out = True
         for place, need in waiter.needs.items():
             line = self.standing.get(place, Line())
             try:
@@ -190,8 +193,8 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
     began = answer.now
     waiter = Waiter(claims, bell)
     waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
-    lines.join(waiter)
     try:
+        lines.join(waiter)
         slept_until = 0
         while True:
             first = lines.is_first(waiter)

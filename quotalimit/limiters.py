@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
@@ -27,7 +28,7 @@ Limit: TypeAlias = str | Rate | Algorithm
 Places: TypeAlias = tuple[tuple[Counts, Algorithm], ...]
 """Limits, each with the store's place for its counts."""
 
-_binding: Final = threading.RLock()
+_binding = threading.RLock()
 """Guards where limiters are bound. A finalizer may bind one while its own thread does: to the same counts, for names
 find these, so that whichever binding stays is right."""
 
@@ -362,3 +363,13 @@ def hand_over(decisions: Iterable[Decision]) -> None:
     decisions = list(decisions)
     for seen in collectors():
         seen.extend(decisions)
+
+
+def _renew_lock() -> None:
+    """In the child of a fork, where the parent's other threads will never let go of it."""
+    global _binding
+    _binding = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
+from enum import Enum
 from numbers import Real
 from types import MappingProxyType
 from typing import Final
@@ -18,19 +19,19 @@ _MOST_LATEST: Final = 100
 class Recorder:
     """The usage recorded while a call runs, each source once, and the call that it runs in."""
 
-    finished = False
+    enclosing: Recorder | None
+    """The call that it runs in."""
 
-    records = True
+    records: bool
     """Whether a token budget is among the call's layers."""
+
+    finished = False
 
     # What few calls have is in the class until then. It is then put in place in one step, for threads may be first
     # side by side.
     recorded: Sequence[tuple[Reading, tuple[object, ...]]] = ()
     _sources: Mapping[int, object] = MappingProxyType({})
     _latest: Mapping[int, object] = _sources
-
-    def __init__(self, enclosing: Recorder | None) -> None:
-        self.enclosing = enclosing
 
     def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
         """Add a reading, unless one of its sources has been read before."""
@@ -52,8 +53,9 @@ class Recorder:
         latest = self.__dict__.setdefault("_latest", {})
         for source in sources:
             latest[id(source)] = source
-        while len(latest) > _MOST_LATEST:
-            del latest[next(iter(latest))]
+        if len(latest) > 2 * _MOST_LATEST:
+            for old in list(latest)[:-_MOST_LATEST]:  # at once, for threads may be here side by side
+                latest.pop(old, None)
 
     def forget(self) -> None:
         """Let go of what was recorded and read."""
@@ -123,7 +125,7 @@ def to_reading(response: object) -> Reading | None:
 
 def sources_of(result: object) -> tuple[object, ...]:
     """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
-    if result is None or issubclass(type(result), (str, bytes, int, float)):
+    if result is None or type(result) is tuple or issubclass(type(result), (str, bytes, int, float, Enum)):
         return ()
     fields = fields_of(result)
     for name in REPORTS:

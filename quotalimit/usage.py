@@ -5,6 +5,8 @@ from __future__ import annotations
 from operator import add
 from typing import NamedTuple, TypeAlias
 
+from quotalimit.amounts import MAX_UNITS
+
 
 class _Counts(NamedTuple):
     input_tokens: int
@@ -41,8 +43,8 @@ class Usage(_Counts):
 
     @property
     def is_known(self) -> bool:
-        """Whether every count is a whole number and none is negative: anything else is unknown usage."""
-        return all(type(count) is int and count >= 0 for count in self)
+        """Whether every count is a whole number that can be counted: anything else is unknown usage."""
+        return all(type(count) is int and 0 <= count <= MAX_UNITS for count in self)
 
     def __add__(self, other: Usage) -> Usage:  # type: ignore[override]
         """The usage of two calls."""

@@ -14,6 +14,7 @@ from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
 from quotalimit.rate import Rate
 
 _REBASE: Final = 1 << 60
+_MOST: Final = (1 << 63) - 1
 
 
 class SlidingWindow(Algorithm):
@@ -173,6 +174,8 @@ class Log:
         """Charge `delta` units at a time, or give back up to what was charged then."""
         times, sums = self.times, self.sums
         self.newest = max(self.newest, time)
+        if delta > _MOST - sums[-1]:  # a thousand calls that used all that can be told, and more
+            delta = _MOST - sums[-1]
         if delta == 0:
             return
         if not times or time > times[-1]:

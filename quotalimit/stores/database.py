@@ -72,6 +72,9 @@ class Database:
             if not _is_lock(error):
                 self.close()
             raise self.explained(error) from error
+        except BaseException:  # an interrupt: a transaction may have begun
+            self.close()
+            raise
 
     def check(self) -> None:
         """Open the file if that can be done now. Raises `StoreUnavailable` for anything but a lock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -17,7 +18,7 @@ class Follower(Protocol):
     def unbind(self) -> None: ...
 
 
-_lock: Final = threading.RLock()
+_lock = threading.RLock()
 """A finalizer may ask for the default store while its own thread does: the first to have made one has the last word."""
 
 _followers: Final[WeakSet[Follower]] = WeakSet()
@@ -77,3 +78,13 @@ def store_from_url(url: str) -> Store:
     raise ValueError(
         f"no store for the scheme {parts.scheme!r} of a store's URL: use memory://, sqlite:///relative.db or redis://"
     )
+
+
+def _renew_lock() -> None:
+    """In the child of a fork, where the parent's other threads will never let go of it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -71,8 +71,9 @@ class MemoryStore(Store):
         """In the child of a fork: a lock that a thread of the parent held at that moment would stay taken for ever."""
         for stripe in self._stripes:
             stripe.renew_lock()
+        self.names.renew_lock()
         for counts in tuple(self._places):
-            counts.renew_lock()
+            counts.after_fork()
 
     def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         stripes = self._stripes_of(claims)
@@ -204,8 +205,12 @@ class Stripe:
         late = self.late
         for _ in range(len(late)):
             charge, used = settlement = late[0]
-            if charge.open and not _close(charge, used, now, has_stepped_back, wait):
-                late.append(settlement)
+            try:
+                if charge.open and not _close(charge, used, now, has_stepped_back, wait):
+                    late.append(settlement)
+            except Exception:  # of an algorithm: it is raised once, and not for whoever comes here later
+                del late[0]
+                raise
             del late[0]  # only now, for an interrupt may come at any moment
 
 
@@ -251,12 +256,12 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
     now, has_stepped_back = _now(stripes, not_before)
     answer = Answer(now)
     states: list[State] = []
+    new: list[int] = []
     for place, claim in enumerate(claims):
         counts, identity = claim.counts, claim.identity
         state = counts.load(identity, now)
         if state is None:
-            if claim.cost or claim.holds:
-                _make_room(claims[: place + 1], now)
+            new.append(place)
         elif has_stepped_back:
             state = counts.redate(identity, state, claim.limit, now)
         states.append(state)
@@ -265,6 +270,9 @@ def _acquire(claims: Sequence[Claim], stripes: Sequence[Stripe], not_before: int
             if refusal is not None:
                 answer.refusals[place] = refusal
     if not answer.refusals:
+        for place in new:
+            if claims[place].cost or claims[place].holds:
+                _make_room(claims[: place + 1], now)
         for claim, state in zip(claims, states):  # noqa: B905 - a check costs a tenth of the loop
             counts, identity, cost = claim.counts, claim.identity, claim.cost
             borrowed = lend(claim) if claim.lenders else NOTHING
@@ -358,6 +366,7 @@ class MemoryCounts:
 
     __slots__ = (
         "__weakref__",
+        "_looked_at",
         "_max_keys",
         "_moving",
         "_old",
@@ -376,7 +385,10 @@ class MemoryCounts:
         self.open = OpenCharges()
         self._slowest: Algorithm | None = None
         self._max_keys = max_keys
-        self.renew_lock()
+        self._moving = threading.RLock()
+        self._sweeping = False
+        self._looked_at: list[tuple[Identity, State]] = []
+        """Retired states on their way to `young`, or out."""
         self.young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
         self._sweeping = False
@@ -390,9 +402,11 @@ class MemoryCounts:
             if self._slowest is None or limit.rate.amount < self._slowest.rate.amount:
                 self._slowest = limit
 
-    def renew_lock(self) -> None:
+    def after_fork(self) -> None:
+        """In the child of a fork, where the sweeps of the parent's other threads will never end."""
         self._moving = threading.RLock()
         self._sweeping = False
+        self._put_back()
 
     def load(self, identity: Identity, now: int) -> State:
         if not self.swept_at <= now < self.sweep_at:
@@ -405,15 +419,24 @@ class MemoryCounts:
                 state = self._bring_back(identity)
         return state
 
+    def _put_back(self) -> None:
+        for identity, state in self._looked_at:
+            self.young.setdefault(identity, state)
+        self._looked_at.clear()
+
     def try_load(self, identity: Identity) -> tuple[bool, State]:
-        """The same without waiting for a sweep; False if that would be needed."""
+        """The same without waiting for anybody; False if that would be needed."""
         state = self.young.get(identity)
         if state is not None:
             return True, state
-        if self._sweeping:
+        if self._sweeping:  # by this thread, perhaps
             return False, None
-        with self._moving:  # which no interrupt can leave taken, as it can what is acquired by hand
-            return True, self._bring_back(identity)
+        for _ in filter(self._moving.acquire, _WITHOUT_WAITING):
+            try:
+                return True, self._bring_back(identity)
+            finally:
+                self._moving.release()
+        return False, None
 
     def _bring_back(self, identity: Identity) -> State:
         state = self._old.get(identity)
@@ -469,18 +492,17 @@ class MemoryCounts:
 
     def _sweep(self, limit: Algorithm, batch: int) -> None:
         now = clock.now()  # late: what was charged while this thread was not running is not of the future
-        moving: list[tuple[Identity, State]] = []
+        looked_at = self._looked_at
         try:
-            moving += starmap(self._old.popitem, repeat((), min(batch, len(self._old))))
-            while moving:
-                identity, state = moving[-1]
+            looked_at += starmap(self._old.popitem, repeat((), min(batch, len(self._old))))
+            while looked_at:
+                identity, state = looked_at[-1]
                 state = limit.redate(state, now)
                 if identity in self.open or limit.matters(state, now):
                     self.young.setdefault(identity, state)
-                del moving[-1]
+                del looked_at[-1]
         finally:  # an interrupt may come at any moment: what was not looked at stays
-            for identity, state in moving:
-                self.young.setdefault(identity, state)
+            self._put_back()
         period = limit.period
         if not self._old and not now < self._retire_at <= now + period:
             self._old, self.young = self.young, {}

@@ -41,6 +41,10 @@ class Names(Generic[T]):
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
         self._lock = threading.RLock()  # a finalizer may ask while its own thread does
 
+    def renew_lock(self) -> None:
+        """In the child of a fork, where the parent's other threads will never let go of it."""
+        self._lock = threading.RLock()
+
     def register(self, owner: Owner) -> None:
         """Give a name to its owner. Raises `InvalidLimit` if it is another's, or says too little."""
         if not owner.named:

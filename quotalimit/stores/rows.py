@@ -9,6 +9,7 @@ from typing import Final
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
+from quotalimit.rate import SECOND
 from quotalimit.stores.journal import ADJUST, LARGE, REDATE, TAKE, Journal, Journals, Step
 from quotalimit.stores.shared import SharedCounts, written
 
@@ -16,6 +17,8 @@ _LATEST: Final = (1 << 62) - 1
 _SWEEP: Final = 4
 """Rows looked at in each call: more than it can add, so that idle ones never pile up and no call pauses for them."""
 _SWEEP_WHEN_FULL: Final = 512
+_LONGEST_CALL: Final = 86_400 * SECOND
+"""How long a reset is known, so that a hold of before it gives nothing back after it."""
 _SLACK: Final = 4
 """A large state is kept a quarter of its period longer, so that not every call writes when it will be idle."""
 
@@ -65,7 +68,7 @@ class Row:
         if state is not None:
             self._change(state, (TAKE, self.now, 0, cost))
         if holds:
-            self.held_until = max(self.held_until, self.now + limit.period)
+            self.held_until = max(self.held_until, self.now + self._hold_for(limit))
         return mark
 
     def adjust(self, limit: Algorithm, mark: Mark, delta: int) -> None:
@@ -74,11 +77,15 @@ class Row:
             self._change(state, (ADJUST, self.now, mark, delta))
 
     def reset(self) -> None:
-        """Forget what was used. The row stays for one period, to tell the holds of before from those of after."""
+        """Forget what was used. The row stays for a while, to tell the holds of before from those of after."""
         self.state = None
         self.epoch += 1
-        self.held_until = self.now + self.counts.slowest.period
+        self.held_until = self.now + self._hold_for(self.counts.slowest)
         self.changed = True
+
+    def _hold_for(self, limit: Algorithm) -> int:
+        """How long a row stays for what is held: a period, or after a reset as long as the longest calls run."""
+        return max(limit.period, _LONGEST_CALL) if self.epoch else limit.period
 
     def _change(self, state: State, step: Step) -> None:
         self.state = state

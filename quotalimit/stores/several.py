@@ -87,7 +87,7 @@ class Total:
         for store, claims, charges in self._taken:
             for claim, charge in zip([claim for claim in claims if claim.holds], charges, strict=True):
                 if claim in self._provisional:
-                    store.settle([(charge, charge.held)])
+                    store.settle([(charge, claim.cost)])
                 else:
                     self._answer.charges.append(charge)
         return self._answer

@@ -64,7 +64,7 @@ class SpareCharge(Charge):
     """A charge that the other store took, while this one was down."""
 
     def __init__(self, claim: Claim, inner: Charge) -> None:
-        super().__init__(claim.counts, claim.identity, claim.limit, inner.mark, inner.held)
+        super().__init__(claim.counts, claim.identity, claim.limit, inner.mark, 0)  # here, it has nothing to lend
         self.inner = inner
         claim.charge = self
 
@@ -255,6 +255,7 @@ class SharedStore(Store):
     def after_fork(self, *, in_child: bool) -> None:
         """What is open or settled at a fork is the parent's to settle and to write."""
         if in_child:
+            self.names.renew_lock()
             self._outage = self._make_outage()
             self._settlements.forget()
             for counts in self._places:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 from weakref import WeakSet
 
 from quotalimit._waiting import ThreadBell
+
+log: Final = logging.getLogger("quotalimit")
 
 _GRACE: Final = 0.05
 """Seconds left to the call itself, or to the next, to write what was settled."""
@@ -70,7 +74,7 @@ class Writer:
                 threading.Event().wait(_GRACE)
             for store in tuple(self._watched):
                 if store.behind:
-                    store.flush()
+                    _try(store.flush)
             behind = any(store.behind for store in tuple(self._watched))
             nap = _RETRY if behind else _LINGER
             if not rang and not behind and self._ends():
@@ -87,7 +91,7 @@ class Writer:
     def close_all(self) -> None:
         """At the exit of the interpreter: write what is settled, and let go of files and sockets."""
         for store in list(self.known):
-            store.close()
+            _try(store.close)
 
     def before_fork(self) -> None:
         self._lock.acquire()
@@ -104,6 +108,14 @@ class Writer:
             self._bell = ThreadBell()
             self._thread = None
         self._lock.release()
+
+
+def _try(act: Callable[[], None]) -> None:
+    """Do something for one store: what it raises must not stop the others'."""
+    try:
+        act()
+    except Exception:
+        log.exception("a store could not write what was settled")
 
 
 WRITER: Final = Writer()
