@@ -17,6 +17,8 @@ from quotalimit import (
     InvalidLimit,
     MemoryStore,
     Rate,
+    RateLimiter,
+    SlidingWindow,
     TokenBudget,
     Usage,
     estimate_tokens,
@@ -438,3 +440,37 @@ def test_a_header_of_a_megabyte_names_the_peer(line: str, header: Any) -> None:
 def test_an_entry_is_an_address_or_none(text: str) -> None:
     address = address_in(text)
     assert address is None or ip_address(str(address)) == address
+
+
+@pytest.mark.parametrize("usage", [Usage(input_tokens=10**30), MAX_UNITS + 1, 10**30], ids=shown)
+def test_rule_8_usage_too_large_to_count_is_unknown(usage: Any) -> None:
+    budget = TokenBudget(SlidingWindow("1000/day"))
+    ask = token_budget(budget, key="user", reserve=7, usage=lambda _: usage)(lambda user: "answer")
+    assert ask("alice") == "answer"
+    assert used(budget) == 7
+
+
+def test_rule_8_a_stream_that_tells_more_than_can_be_counted_harms_nobody_else() -> None:
+    """Its responses are each possible; together they are more than an array holds."""
+    budget = TokenBudget(SlidingWindow("100/day"))
+    other = RateLimiter("5/minute")
+
+    @token_budget(budget, key="user")
+    def stream(user: str) -> Iterator[Any]:
+        for number in range(1_100):
+            yield {"id": f"c{number}", "object": "chunk", "usage": {"prompt_tokens": MAX_UNITS, "completion_tokens": 0}}
+
+    assert len(list(stream("eve"))) == 1_100
+    assert used(budget, "eve") == MAX_UNITS
+    assert other.allow("eve")
+    budget.reset("eve")
+    assert used(budget, "eve") == 0
+
+
+def test_more_calls_in_flight_than_can_be_counted_harm_nobody_else() -> None:
+    budget = TokenBudget(SlidingWindow("100/day"))
+    holds = [budget.reserve("eve", 0) for _ in range(1_100)]
+    for hold in holds:
+        hold.settle(MAX_UNITS)
+    assert used(budget, "eve") >= MAX_UNITS
+    assert RateLimiter("5/minute").allow("eve")

@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import time_machine
@@ -22,6 +24,7 @@ from quotalimit import (
     RateLimitExceeded,
     Settlement,
     SlidingWindow,
+    SQLiteStore,
     TokenBucket,
     TokenBudget,
     TokenBudgetExceeded,
@@ -939,3 +942,52 @@ def test_rule_7_if_every_call_uses_at_most_what_it_reserved_the_limit_is_never_p
         runner.run_whole(tree, concurrently)
     assert used(budget) == sum(sum(node.own) for node in runner.ran)
     assert open_holds(budget) == 0
+
+
+async def test_rule_12_an_async_generator_that_holds_nothing_hides_no_enclosing_call(tmp_path: Path) -> None:
+    """On a shared store it is admitted at its first item, and is then no call that usage is recorded for."""
+    store = SQLiteStore(tmp_path / "counts.db")
+    budget = TokenBudget("1000/day")
+
+    @rate_limited("9/day", key="user", name="inner", store=store)
+    async def inner(user: str) -> AsyncGenerator[bool]:
+        yield record_usage(10)
+
+    @token_budget(budget, key="user", reserve=500)
+    async def outer(user: str) -> list[bool]:
+        return [recorded async for recorded in inner(user)]
+
+    assert await outer("alice") == [True]
+    assert used(budget) == 10
+    store.close()
+
+
+def test_rule_12_an_end_that_comes_late_and_is_interrupted_is_told_to_the_enclosing_call_once() -> None:
+    inner_budget, outer_budget = TokenBudget("1000/day"), TokenBudget("1000/day")
+
+    class Stream:
+        def __init__(self) -> None:
+            self.items = iter([reply(10)])
+
+        def __iter__(self) -> Stream:
+            return self
+
+        def __next__(self) -> Any:
+            return next(self.items)
+
+        def close(self) -> None: ...
+
+    @token_budget(inner_budget, key="user", reserve=100)
+    def inner(user: str) -> Stream:
+        return Stream()
+
+    @token_budget(outer_budget, key="user", reserve=100)
+    def outer(user: str) -> None:
+        stream = inner(user)
+        assert len(list(stream)) == 1
+        with patch("quotalimit._calls.Call._end", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            stream.close()
+        stream.close()
+
+    outer("alice")
+    assert (used(inner_budget), used(outer_budget)) == (10, 10)

@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -692,3 +693,63 @@ def test_streams_keep_their_kind() -> None:
     assert inspect.isasyncgen(stream_async)
     assert isinstance(stream_async, AsyncGenerator)
     asyncio.run(stream_async.aclose())
+
+
+class Dropped:
+    """An SDK's stream that lets go of its connection when it is dropped, and whose `close` has options."""
+
+    let_go = 0
+    closed_with = 0.0
+
+    def __iter__(self) -> Dropped:
+        return self
+
+    def __next__(self) -> str:
+        return CHUNK
+
+    def close(self, *, timeout: float = 0.0) -> None:
+        Dropped.closed_with = timeout
+
+    def __del__(self) -> None:
+        Dropped.let_go += 1
+
+
+def test_rule_16_a_stream_keeps_its_own_finalizer_and_the_options_of_its_close() -> None:
+    open_stream = token_budget("100/day", key="user", reserve=1)(lambda user: Dropped())
+    stream = open_stream("alice")
+    stream.close(timeout=2.5)
+    del stream
+    gc.collect()
+    assert (Dropped.let_go, Dropped.closed_with) == (1, 2.5)
+
+
+def test_rule_17_items_that_are_equal_and_constant_each_count(caplog: pytest.LogCaptureFixture) -> None:
+    """A constant tuple is one object each time; and the end of a generator, None, is no item to be read."""
+    budget = TokenBudget("1000/day")
+
+    @token_budget(budget, key="user", usage=lambda item: item[1])
+    def tell(user: str) -> Generator[tuple[str, int]]:
+        for _ in range(10):
+            yield ("word", 1)
+
+    assert len(list(tell("alice"))) == 10
+    assert used(budget) == 10
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("wide_races")
+def test_a_stream_may_be_read_by_several_threads() -> None:
+    class Shared:
+        def __init__(self) -> None:
+            self.left = iter(range(5_000))
+
+        def __iter__(self) -> Shared:
+            return self
+
+        def __next__(self) -> Any:
+            return reply(1, next(self.left))
+
+    stream = token_budget("1_000_000/day", key="user", reserve=1)(lambda user: Shared())("alice")
+    with ThreadPoolExecutor(4) as threads:
+        counts = [each.result() for each in [threads.submit(lambda: sum(1 for _ in stream)) for _ in range(4)]]
+    assert sum(counts) == 5_000

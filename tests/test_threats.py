@@ -20,6 +20,7 @@ from quotalimit import (
     LimitExceeded,
     MemoryStore,
     RateLimiter,
+    RateLimitExceeded,
     Store,
     StoreFull,
     TokenBudget,
@@ -226,3 +227,15 @@ def test_a_state_that_was_tampered_with_is_refused_and_not_run() -> None:
         algorithm = getattr(quotalimit, limit)("5/minute")
         with pytest.raises(ValueError, match="not"):
             algorithm.load(written[: len(written) // 8 * 8 + 3])
+
+
+def test_who_is_refused_by_a_layer_in_front_is_told_so_though_there_is_no_room_behind() -> None:
+    store = MemoryStore(max_keys=1)
+
+    @rate_limited("1/minute", key="tenant", store=store)
+    @rate_limited("5/minute", key="user", store=store)
+    def ask(tenant: str, user: str) -> None: ...
+
+    ask("acme", "alice")
+    with pytest.raises(RateLimitExceeded):
+        ask("acme", "a newcomer")

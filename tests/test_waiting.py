@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import time_machine
@@ -1091,3 +1092,41 @@ async def test_rule_6_two_calls_that_ask_two_stores_in_different_orders_do_not_w
     assert await first == "there"
     one.reset("everyone"), other.reset("everyone")
     assert await second == "back"
+
+
+def test_rule_6_a_call_that_is_interrupted_as_it_joins_its_line_leaves_it(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    really_join = Lines.join
+
+    def join(lines: Lines, waiter: Waiter) -> None:
+        really_join(lines, waiter)
+        raise KeyboardInterrupt
+
+    with patch.object(Lines, "join", join), pytest.raises(KeyboardInterrupt):
+        limiter.acquire("alice", wait=90)
+    clock.shift(60)
+    assert not limiter.bound().store.lines
+    assert limiter.allow("alice")
+
+
+def test_rule_11_a_call_that_waited_on_a_closed_loop_may_be_collected_in_another_ones_turn() -> None:
+    """It was taken out of its line as dead; its own end, wherever it comes, has nothing left to take a lock for."""
+    limiter = RateLimiter("1/hour")
+    limiter.acquire("alice")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(limiter.acquire_async("alice", wait=math.inf))
+    loop.run_until_complete(asyncio.sleep(0.001))
+    lines = limiter.bound().store.lines
+    ((_, line),) = lines.standing.items()
+    (waiter,) = line.waiters
+    loop.close()
+    limiter.allow("alice")
+    assert not lines
+    left = threading.Thread(target=lines.leave, args=(waiter,), daemon=True)
+    with lines._lock:
+        left.start()
+        left.join(5)
+        assert not left.is_alive(), "it waits for the lock"
+    task.get_coro().close()  # type: ignore[union-attr]
+    task._log_destroy_pending = False  # type: ignore[attr-defined]

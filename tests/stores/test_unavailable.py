@@ -402,3 +402,33 @@ def test_the_log_names_no_identity(outage: Outage, caplog: pytest.LogCaptureFixt
     with outage.lasting():
         limiter.allow("alice@example.com")
     assert "alice" not in caplog.text
+
+
+def test_rule_24_a_nested_call_does_not_draw_on_a_store_that_is_back_what_the_other_holds(outage: Outage) -> None:
+    spare = MemoryStore()
+    budget = TokenBudget("10_000/day", name="tokens", store=outage.make(on_unavailable=spare))
+    there = TokenBudget("10_000/day", name="tokens", store=spare)
+    there.peek("alice")
+    budget.peek("alice")
+    with outage.lasting():
+        outer = budget.reserve("alice", 500)
+    outage.seconds += 10
+    with outer:
+        inner = budget.reserve("alice", 300)
+        inner.settle(300)
+    assert used(budget) == 300
+    outer_hold = used(there)
+    assert outer_hold == 0  # all that it used was used inside
+
+
+def test_rule_24_a_hold_that_outlives_its_outer_one_settles_on_the_store_that_took_it(outage: Outage) -> None:
+    spare = MemoryStore()
+    budget = TokenBudget("10_000/day", name="tokens", store=outage.make(on_unavailable=spare))
+    budget.peek("alice")
+    with outage.lasting():
+        outer = budget.reserve("alice", 500)
+    outage.seconds += 10
+    with outer:
+        inner = budget.reserve("alice", 300)
+    inner.settle(10)
+    assert used(budget) == 10
