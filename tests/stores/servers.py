@@ -83,7 +83,7 @@ class Cluster:
         self.nodes: list[Server] = []
         for number in range(3):
             bus = free_port()
-            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "2000")
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "20000")
             self.nodes.append(Server(folder / str(number), *options))
             slots = (number * 5_462, min(number * 5_462 + 5_461, 16_383))
             with self.nodes[-1].client() as client:

@@ -41,7 +41,9 @@ def worker(act: str, place: Place) -> Iterator[subprocess.Popen[str]]:
 
 def line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    return process.stdout.readline().strip()
+    said = process.stdout.readline().strip()
+    assert said, f"the process has ended: {process.poll()}"
+    return said
 
 
 def go_on(process: subprocess.Popen[str]) -> None:
