@@ -29,12 +29,14 @@ from quotalimit import (
     RateLimiter,
     Store,
     TokenBudget,
+    limiters,
     limiters_of,
     rate_limited,
     token_budget,
 )
 from quotalimit.algorithms import Algorithm
 from quotalimit.recording import running
+from quotalimit.stores import default
 from quotalimit.stores.default import replace_default
 from quotalimit.stores.memory import MemoryCounts
 from quotalimit.stores.names import Owner
@@ -626,3 +628,33 @@ def test_a_pool_of_processes_started_amid_calls_counts_in_one_file(tmp_path: Pat
     assert os.getpid() not in processes
     assert used(budget) == 4 * 20 * 2 + 100 + 10
     store.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads and forks: what this is about
+def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_lock_taken() -> None:
+    """Nor does the child lose a state that a sweep of the other thread was about to look at."""
+    limiter = RateLimiter("3/day", name="before")
+    for _ in range(3):
+        limiter.acquire("alice")
+    store = limiter.bound().store
+    (counts, _), *_ = limiter.bound().places
+    counts._looked_at.append(("alice", counts.young.pop("alice")))  # as a sweep has it between two steps
+    counts._sweeping = True
+    taken, done = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with limiters._binding, default._lock, store.names._lock, counts._moving:
+            taken.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    taken.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        works = RateLimiter("5/day", name="after").allow("alice")
+        os._exit(0 if works and not limiter.allow("alice") else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    done.set()
+    thread.join()
