@@ -2,7 +2,7 @@
 
 The model keeps every charge in a list and knows one rule of each kind of limit: what is in a window counts. It is
 asked before each call whether it will be admitted, and after each step what is in use, on every store (rules 1, 2, 6,
-7, 9, 11 and 13).
+7, 9, 11 and 13), also where the clock steps back (rule 19).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit._waiting import ThreadBell
+from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.rows import Rows
 
 from .conftest import STORES, Place
 
@@ -47,28 +49,31 @@ class Charge:
     units: int
 
 
-@dataclass
-class Window:
-    """The model of a limit: the charges of each key, of which those of the last period, or of this one, count."""
+class Model:
+    """The model of a limit: the charges of each key, the oldest first, of which some count."""
 
-    amount: int
-    period: int
-    sliding: bool
-
-    def __post_init__(self) -> None:
+    def __init__(self, amount: int, period: int) -> None:
+        self.amount = amount
+        self.period = period
         self.charges: dict[Any, list[Charge]] = {key: [] for key in KEYS}
 
+    def begin(self, now: int) -> int:
+        """The moment since which charges count."""
+        raise NotImplementedError
+
+    def step_back(self, key: Any, now: int) -> None:
+        """Re-date charges of which the newest is of the future."""
+        raise NotImplementedError
+
     def used(self, key: Any, now: int) -> int:
-        begin = now - self.period + 1 if self.sliding else now - now % self.period
-        return sum(charge.units for charge in self.charges[key] if charge.time >= begin)
+        return sum(charge.units for charge in self.charges[key] if charge.time >= self.begin(now))
 
     def room_at(self, key: Any, need: int, now: int) -> int | None:
         """When so many units fit at the earliest if nobody else calls; None for never."""
         if need > self.amount:
             return None
-        times = [charge.time + self.period for charge in self.charges[key]] if self.sliding else []
-        times.append(now - now % self.period + self.period)
-        moments = sorted({now, *(time for time in times if time > now)})
+        ends = [charge.time + self.period for charge in self.charges[key]] + [self.begin(now) + self.period]
+        moments = sorted({now, *(end for end in ends if end > now)})
         return next(moment for moment in moments if self.used(key, moment) + need <= self.amount)
 
     def charge(self, key: Any, units: int, now: int) -> Charge:
@@ -76,8 +81,40 @@ class Window:
         self.charges[key].append(charge)
         return charge
 
+    def settle(self, key: Any, charge: Charge, used: int, now: int) -> None:
+        if charge.time >= self.begin(now):  # rule 11: nothing once the window is gone
+            charge.units = used
+
     def forget(self, key: Any) -> None:
         self.charges[key] = []
+
+
+class Sliding(Model):
+    """What was charged in the last period counts."""
+
+    def begin(self, now: int) -> int:
+        return now - self.period + 1
+
+    def step_back(self, key: Any, now: int) -> None:
+        """The newest charge becomes one of now, and all keep their distances."""
+        newest = max((charge.time for charge in self.charges[key]), default=now)
+        for charge in self.charges[key]:
+            charge.time -= max(0, newest - now)
+
+
+class Calendar(Model):
+    """What was charged in the present minute or hour counts."""
+
+    def begin(self, now: int) -> int:
+        return now - now % self.period
+
+    def step_back(self, key: Any, now: int) -> None:
+        """The window of the newest charge becomes the present one; those before it are gone."""
+        newest = self.begin(max((charge.time for charge in self.charges[key]), default=now))
+        if newest > now:
+            self.charges[key] = [charge for charge in self.charges[key] if charge.time >= newest]
+            for charge in self.charges[key]:
+                charge.time = now
 
 
 class Ended(Exception):
@@ -103,7 +140,8 @@ class Machine(RuleBasedStateMachine):
             return self._sleep(seconds) if current_thread() is main_thread() else really_wait(bell, seconds)
 
         self._exit.enter_context(patch.object(ThreadBell, "wait", wait))
-        self.streams: list[tuple[Any, Any, list[tuple[Window, Charge]]]] = []
+        self.streams: list[tuple[Any, Any, list[tuple[Model, Charge]]]] = []
+        self.models: list[tuple[Any, Model]] = []
 
     def _sleep(self, seconds: float) -> bool:
         self.now += round(seconds * SECOND)
@@ -121,9 +159,16 @@ class Machine(RuleBasedStateMachine):
         more=st.booleans(),
         reserve=st.integers(0, 12),
         wait=st.sampled_from([0, 5, 100]),
+        steps_back=st.booleans(),
     )
     def decorate(
-        self, calls: tuple[int, int, bool], tokens: tuple[int, int], more: bool, reserve: int, wait: int
+        self,
+        calls: tuple[int, int, bool],
+        tokens: tuple[int, int],
+        more: bool,
+        reserve: int,
+        wait: int,
+        steps_back: bool,
     ) -> None:
         amount, seconds, sliding = calls
         if not sliding:
@@ -132,18 +177,21 @@ class Machine(RuleBasedStateMachine):
         budget = CalendarWindow(f"{tokens[0]}/{'minute' if tokens[1] == 60 else 'hour'}")
         self.rate = RateLimiter(rate, name="calls", store=self.store)
         self.budget = TokenBudget(budget, name="tokens", store=self.store)
-        self.rate_model = Window(amount, seconds * SECOND, sliding)
-        self.budget_model = Window(tokens[0], tokens[1] * SECOND, False)
-        self.models: list[tuple[Any, Window]] = [(self.rate, self.rate_model), (self.budget, self.budget_model)]
-        self.reserve, self.wait = reserve, wait
+        self.rate_model = (Sliding if sliding else Calendar)(amount, seconds * SECOND)
+        self.budget_model = Calendar(tokens[0], tokens[1] * SECOND)
+        self.models += [(self.rate, self.rate_model), (self.budget, self.budget_model)]
+        self.reserve, self.wait, self.steps_back = reserve, wait, steps_back
+        if steps_back:  # no state is dropped: one that is idle would come to matter again
+            self._exit.enter_context(patch.object(MemoryCounts, "sweep"))
+            self._exit.enter_context(patch.object(Rows, "sweep"))
         layers = [
             rate_limited(self.rate, key="key", cost=lambda cost: cost, wait=wait),
             token_budget(self.budget, key="key", reserve=lambda: self.reserve, usage=lambda used: used, wait=wait),
         ]
-        self.third: Window | None = None
+        self.third: Model | None = None
         if more:
             third = RateLimiter("4/20 seconds", name="third", store=self.store)
-            self.third = Window(4, 20 * SECOND, True)
+            self.third = Sliding(4, 20 * SECOND)
             self.models.append((third, self.third))
             layers.append(rate_limited(third, key="key", wait=wait, refund_on=Ended))
 
@@ -171,11 +219,11 @@ class Machine(RuleBasedStateMachine):
 
         self.ask, self.ask_async, self.stream = decorated(ask), decorated(ask_async), decorated(stream)
 
-    def _needs(self, cost: int) -> list[tuple[Window, int]]:
+    def _needs(self, cost: int) -> list[tuple[Model, int]]:
         needs = [(self.rate_model, cost), (self.budget_model, self.reserve)]
         return [*needs, (self.third, 1)] if self.third is not None else needs
 
-    def _call(self, key: Any, cost: int, call: Callable[[], Any], *, waits: bool) -> list[tuple[Window, Charge]] | None:
+    def _call(self, key: Any, cost: int, call: Callable[[], Any], *, waits: bool) -> list[tuple[Model, Charge]] | None:
         """Make a call, which must be admitted just when the model says; its charges if it was."""
         before = self.now
         rooms = [model.room_at(key, need, before) for model, need in self._needs(cost)]
@@ -199,16 +247,15 @@ class Machine(RuleBasedStateMachine):
             assert None not in rooms
             assert self.now == max(room for room in rooms if room is not None), "it waits no longer than it must"
             assert self.now - before <= self.wait * SECOND
-        return [(model, model.charge(key, need, self.now)) for model, need in self._needs(cost)]
+        taken = [(model, need) for model, need in self._needs(cost) if need or model is self.budget_model]
+        return [(model, model.charge(key, need, self.now)) for model, need in taken]
 
-    def _settle(self, charges: list[tuple[Window, Charge]], used: int | None, ending: str) -> None:
+    def _settle(self, key: Any, charges: list[tuple[Model, Charge]], used: int | None, ending: str) -> None:
         for model, charge in charges:
-            if model is self.budget_model and ending == "raise":
-                charge.units = 0
-            elif model is self.budget_model and ending == "return" and used is not None:
-                charge.units = used
-            elif model is self.third and ending == "raise":
-                charge.units = 0
+            if ending == "raise" and model is not self.rate_model:
+                model.settle(key, charge, 0, self.now)
+            elif ending == "return" and model is self.budget_model and used is not None:
+                model.settle(key, charge, used, self.now)
 
     costs = st.integers(0, 4)
     uses = st.none() | st.integers(0, 15)
@@ -222,7 +269,7 @@ class Machine(RuleBasedStateMachine):
     def call(self, key: Any, cost: int, used: int | None, ending: str) -> None:
         charges = self._call(key, cost, lambda: self.ask(key, cost, used, ending), waits=True)
         if charges is not None:
-            self._settle(charges, used, ending)
+            self._settle(key, charges, used, ending)
 
     @precondition(lambda self: self.wait == 0)
     @rule(key=st.sampled_from(KEYS), cost=costs, used=uses, ending=st.sampled_from(["return", "raise", "cancel"]))
@@ -230,7 +277,7 @@ class Machine(RuleBasedStateMachine):
         call = lambda: asyncio.run(self.ask_async(key, cost, used, ending))  # noqa: E731
         charges = self._call(key, cost, call, waits=False)
         if charges is not None:
-            self._settle(charges, used, ending)
+            self._settle(key, charges, used, ending)
 
     @precondition(lambda self: len(self.streams) < 3)
     @rule(key=st.sampled_from(KEYS), cost=costs)
@@ -244,14 +291,24 @@ class Machine(RuleBasedStateMachine):
     @rule(read=st.integers(0, 3))
     def close_a_stream(self, read: int) -> None:
         """Read some of a stream and leave it: what it told is charged, nothing if nobody began."""
-        _, stream, charges = self.streams.pop(0)
+        key, stream, charges = self.streams.pop(0)
         items = [item for _, item in zip(range(read), stream, strict=False)]
         stream.close()
-        self._settle(charges, sum(items), "return")
+        self._settle(key, charges, sum(items), "return")
 
     @rule(seconds=st.sampled_from([0.000001, 0.5, 3, 9.999999, 10, 60, 3_600]))
     def let_time_pass(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)
+
+    @precondition(lambda self: self.steps_back)
+    @rule(seconds=st.sampled_from([0.000001, 0.5, 9.999999, 59, 61, 3_600, 90_000]))
+    def step_the_clock_back(self, seconds: float) -> None:
+        """Everything comes back within one period all the same (rule 19)."""
+        self.now -= round(seconds * SECOND)
+        for limiter, model in self.models:
+            for key in KEYS:
+                model.step_back(key, self.now)
+                assert limiter.peek(key).reset_us - self.now <= model.period, (limiter, key)
 
     @precondition(lambda self: not self.streams)
     @rule(key=st.sampled_from(KEYS), place=st.integers(0, 2))
@@ -262,13 +319,11 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_in_use_is_what_was_charged(self) -> None:
-        for limiter, model in getattr(self, "models", ()):
+        for limiter, model in self.models:
             for key in KEYS:
                 assert limiter.peek(key).used == model.used(key, self.now), (limiter, key)
         if not self.streams:  # nothing else holds anything between two steps
-            assert not any(
-                place.open for limiter, _ in getattr(self, "models", ()) for place, _ in limiter.bound().places
-            )
+            assert not any(place.open for limiter, _ in self.models for place, _ in limiter.bound().places)
 
 
 def machine_on(name: str) -> Any:
