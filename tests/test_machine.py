@@ -1,8 +1,8 @@
 """A machine that drives decorated functions in random ways, against a model that only adds.
 
-The model keeps every charge in a list and knows one rule of each kind of limit: what is in a window counts. It is
-asked before each call whether it will be admitted, and after each step what is in use, on every store (rules 1, 2, 6,
-7, 9, 11 and 13), also where the clock steps back (rule 19).
+The model keeps every charge in a list and knows one rule of each kind of limit: what is in a window counts, and what
+a bucket lacks refills. It is asked before each call whether it will be admitted, and after each step what is in use, on
+every store (rules 1, 2, 6, 7, 9, 11, 13 and 14), also where the clock steps back (rule 19).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, ClassVar
@@ -26,11 +28,13 @@ from quotalimit import (
     LimitExceeded,
     RateLimiter,
     SlidingWindow,
+    TokenBucket,
     TokenBudget,
     rate_limited,
     token_budget,
 )
 from quotalimit._waiting import ThreadBell
+from quotalimit.algorithms import Algorithm
 from quotalimit.stores.memory import MemoryCounts
 from quotalimit.stores.rows import Rows
 
@@ -43,38 +47,26 @@ KEYS = ("alice", 7, ("acme", "bob"))
 
 @dataclass
 class Charge:
-    """Units charged at a time."""
+    """Units charged at a time. A part of one can only come back to a bucket."""
 
     time: int
-    units: int
+    units: int | Fraction
 
 
 class Model:
-    """The model of a limit: the charges of each key, the oldest first, of which some count."""
+    """The model of a limit: the charges of each key, the oldest first."""
 
     def __init__(self, amount: int, period: int) -> None:
         self.amount = amount
         self.period = period
         self.charges: dict[Any, list[Charge]] = {key: [] for key in KEYS}
 
-    def begin(self, now: int) -> int:
-        """The moment since which charges count."""
-        raise NotImplementedError
-
-    def step_back(self, key: Any, now: int) -> None:
-        """Re-date charges of which the newest is of the future."""
-        raise NotImplementedError
-
     def used(self, key: Any, now: int) -> int:
-        return sum(charge.units for charge in self.charges[key] if charge.time >= self.begin(now))
+        raise NotImplementedError
 
     def room_at(self, key: Any, need: int, now: int) -> int | None:
         """When so many units fit at the earliest if nobody else calls; None for never."""
-        if need > self.amount:
-            return None
-        ends = [charge.time + self.period for charge in self.charges[key]] + [self.begin(now) + self.period]
-        moments = sorted({now, *(end for end in ends if end > now)})
-        return next(moment for moment in moments if self.used(key, moment) + need <= self.amount)
+        raise NotImplementedError
 
     def charge(self, key: Any, units: int, now: int) -> Charge:
         charge = Charge(now, units)
@@ -82,39 +74,100 @@ class Model:
         return charge
 
     def settle(self, key: Any, charge: Charge, used: int, now: int) -> None:
-        if charge.time >= self.begin(now):  # rule 11: nothing once the window is gone
-            charge.units = used
+        raise NotImplementedError
 
     def forget(self, key: Any) -> None:
         self.charges[key] = []
 
-
-class Sliding(Model):
-    """What was charged in the last period counts."""
-
-    def begin(self, now: int) -> int:
-        return now - self.period + 1
-
     def step_back(self, key: Any, now: int) -> None:
-        """The newest charge becomes one of now, and all keep their distances."""
+        """The newest charge, if it is of the future, becomes one of now, and all keep their distances (rule 19)."""
         newest = max((charge.time for charge in self.charges[key]), default=now)
         for charge in self.charges[key]:
             charge.time -= max(0, newest - now)
 
 
-class Calendar(Model):
+class Window(Model):
+    """What was charged since some moment counts."""
+
+    def begin(self, now: int) -> int:
+        raise NotImplementedError
+
+    def used(self, key: Any, now: int) -> Any:
+        return sum(charge.units for charge in self.charges[key] if charge.time >= self.begin(now))
+
+    def room_at(self, key: Any, need: int, now: int) -> int | None:
+        if need > self.amount:
+            return None
+        ends = [charge.time + self.period for charge in self.charges[key]] + [self.begin(now) + self.period]
+        moments = sorted({now, *(end for end in ends if end > now)})
+        return next(moment for moment in moments if self.used(key, moment) + need <= self.amount)
+
+    def settle(self, key: Any, charge: Charge, used: int, now: int) -> None:
+        if charge.time >= self.begin(now):  # rule 11: nothing once the window is gone
+            charge.units = used
+
+
+class Sliding(Window):
+    """What was charged in the last period counts."""
+
+    def begin(self, now: int) -> int:
+        return now - self.period + 1
+
+
+class Calendar(Window):
     """What was charged in the present minute or hour counts."""
 
     def begin(self, now: int) -> int:
         return now - now % self.period
 
     def step_back(self, key: Any, now: int) -> None:
-        """The window of the newest charge becomes the present one; those before it are gone."""
+        """The window of the newest charge becomes the present one, and what was before it is gone (rule 19)."""
         newest = self.begin(max((charge.time for charge in self.charges[key]), default=now))
         if newest > now:
             self.charges[key] = [charge for charge in self.charges[key] if charge.time >= newest]
             for charge in self.charges[key]:
                 charge.time = now
+
+
+class Bucket(Model):
+    """A bucket as large as the amount: charges empty it, time refills the amount in a period, evenly."""
+
+    def missing(self, key: Any, now: int) -> Fraction:
+        """What the bucket lacks: all that was ever charged, one after the other, less what refilled in between."""
+        missing, time = Fraction(0), 0
+        for charge in self.charges[key]:
+            left = max(Fraction(0), missing - self.refilled(charge.time - time))
+            missing, time = max(Fraction(0), left + charge.units), charge.time
+        return max(Fraction(0), missing - self.refilled(now - time))
+
+    def refilled(self, elapsed: int) -> Fraction:
+        return Fraction(self.amount * elapsed, self.period)
+
+    def used(self, key: Any, now: int) -> int:
+        return ceil(self.missing(key, now))
+
+    def room_at(self, key: Any, need: int, now: int) -> int | None:
+        if need > self.amount:
+            return None
+        over = self.missing(key, now) + need - self.amount
+        return now + max(0, ceil(over * self.period / self.amount))
+
+    def settle(self, key: Any, charge: Charge, used: int, now: int) -> None:
+        """More is charged now; what was not used comes back, less what has refilled since (rule 14)."""
+        change: int | Fraction = used - charge.units
+        if change < 0:
+            change = min(Fraction(0), change + self.refilled(now - charge.time))
+        if used != charge.units:
+            self.charges[key].append(Charge(now, change))
+
+
+def limit_of(amount: int, seconds: int, kind: type[Model]) -> tuple[Algorithm, Model]:
+    """A limit and its model."""
+    if kind is Calendar:
+        unit, seconds = ("hour", 3_600) if seconds == 3_600 else ("minute", 60)
+        return CalendarWindow(f"{amount}/{unit}"), Calendar(amount, seconds * SECOND)
+    algorithm = SlidingWindow if kind is Sliding else TokenBucket
+    return algorithm(f"{amount}/{seconds} seconds"), kind(amount, seconds * SECOND)
 
 
 class Ended(Exception):
@@ -154,8 +207,8 @@ class Machine(RuleBasedStateMachine):
         self._exit.close()
 
     @initialize(
-        calls=st.tuples(st.integers(1, 6), st.sampled_from([10, 60]), st.booleans()),
-        tokens=st.tuples(st.integers(5, 40), st.sampled_from([60, 3_600])),
+        calls=st.tuples(st.integers(1, 6), st.sampled_from([10, 60]), st.sampled_from([Sliding, Calendar, Bucket])),
+        tokens=st.tuples(st.integers(5, 40), st.sampled_from([60, 3_600]), st.sampled_from([Calendar, Bucket])),
         more=st.booleans(),
         reserve=st.integers(0, 12),
         wait=st.sampled_from([0, 5, 100]),
@@ -163,22 +216,17 @@ class Machine(RuleBasedStateMachine):
     )
     def decorate(
         self,
-        calls: tuple[int, int, bool],
-        tokens: tuple[int, int],
+        calls: tuple[int, int, type[Model]],
+        tokens: tuple[int, int, type[Model]],
         more: bool,
         reserve: int,
         wait: int,
         steps_back: bool,
     ) -> None:
-        amount, seconds, sliding = calls
-        if not sliding:
-            seconds = 60
-        rate = SlidingWindow(f"{amount}/{seconds} seconds") if sliding else CalendarWindow(f"{amount}/minute")
-        budget = CalendarWindow(f"{tokens[0]}/{'minute' if tokens[1] == 60 else 'hour'}")
+        rate, self.rate_model = limit_of(*calls)
+        budget, self.budget_model = limit_of(*tokens)
         self.rate = RateLimiter(rate, name="calls", store=self.store)
         self.budget = TokenBudget(budget, name="tokens", store=self.store)
-        self.rate_model = (Sliding if sliding else Calendar)(amount, seconds * SECOND)
-        self.budget_model = Calendar(tokens[0], tokens[1] * SECOND)
         self.models += [(self.rate, self.rate_model), (self.budget, self.budget_model)]
         self.reserve, self.wait, self.steps_back = reserve, wait, steps_back
         if steps_back:  # no state is dropped: one that is idle would come to matter again
@@ -303,12 +351,13 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.steps_back)
     @rule(seconds=st.sampled_from([0.000001, 0.5, 9.999999, 59, 61, 3_600, 90_000]))
     def step_the_clock_back(self, seconds: float) -> None:
-        """Everything comes back within one period all the same (rule 19)."""
+        """All of a limit is free again within one period all the same (rule 19), but for the debt of a bucket."""
         self.now -= round(seconds * SECOND)
         for limiter, model in self.models:
             for key in KEYS:
                 model.step_back(key, self.now)
-                assert limiter.peek(key).reset_us - self.now <= model.period, (limiter, key)
+                back = limiter.peek(key).reset_us - self.now
+                assert back <= model.period or model.used(key, self.now) > model.amount, (limiter, key)
 
     @precondition(lambda self: not self.streams)
     @rule(key=st.sampled_from(KEYS), place=st.integers(0, 2))
