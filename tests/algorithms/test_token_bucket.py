@@ -8,10 +8,11 @@ import pickle
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quotalimit import TokenBucket
+from quotalimit import InvalidLimit, TokenBucket
 from quotalimit.algorithms import NEVER
 from quotalimit.rate import MAX_AMOUNT, SECOND
 
@@ -294,3 +295,9 @@ def test_a_state_does_not_grow() -> None:
             state = bucket.adjust(state, mark, -call, now)
         sizes.append(len(pickle.dumps(state)))
     assert max(sizes) < 200
+
+
+@pytest.mark.parametrize("burst", [0, -1, True, 1.5, "5", MAX_AMOUNT + 1])
+def test_a_burst_that_is_no_amount_is_refused(burst: Any) -> None:
+    with pytest.raises(InvalidLimit, match="burst must be a whole number from 1"):
+        TokenBucket("20/minute", burst=burst)
