@@ -639,7 +639,7 @@ def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) ->
 def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [b"server", hello, b"version", b"6.2.1" if hello == b"redis" else b"7.2.4", b"mode", b"standalone"]
     store = RedisStore("redis://nowhere")
-    monkeypatch.setattr(store._links, "_said", lambda _: old)
+    monkeypatch.setattr(store._links, "_said", lambda *_: old)
     with pytest.raises(StoreUnavailable, match="needs Redis 7 or Valkey 8"):
         RateLimiter("5/minute", name="chat", store=store).acquire("alice")
 
