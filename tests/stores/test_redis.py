@@ -149,6 +149,20 @@ def test_rule_23_every_key_expires(store: RedisStore, server: Any, prefix: str) 
     assert server.pttl(f"{prefix}:{{sbob}}:rates:0:sliding:60000000") <= 61_000
 
 
+def test_rule_11_what_was_settled_is_known_for_a_day_and_for_an_hour_on_a_cluster(
+    store: RedisStore, cluster_store: RedisStore, server: Any, prefix: str
+) -> None:
+    """So long a settlement whose answer was lost may take to come again, and is not made twice."""
+    for some in (store, cluster_store):
+        TokenBudget("100/day", name="tokens", store=some).reserve("alice", 50).settle(20)
+        some.flush()
+    (journal,) = server.scan_iter(f"{prefix}:journal:*")
+    assert 86_300_000 < server.pttl(journal) <= 86_400_000
+    with redis.RedisCluster("127.0.0.1", servers.cluster().nodes[0].port) as nodes:
+        (journal,) = nodes.scan_iter(f"{prefix}:{{salice}}:journal:*")
+        assert 3_500_000 < nodes.pttl(journal) <= 3_600_000
+
+
 def test_rule_23_a_debt_outlives_its_period(store: RedisStore, server: Any, prefix: str) -> None:
     budget = TokenBudget(TokenBucket("10/minute"), name="tokens", store=store)
     with budget.reserve("alice", 1) as hold:
