@@ -13,6 +13,7 @@ from inspect import signature
 from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
+from quotalimit import clock
 from quotalimit.errors import StoreUnavailable
 from quotalimit.stores.scripts import Script
 
@@ -53,11 +54,16 @@ Node: TypeAlias = tuple[str, int]
 
 
 class Send(NamedTuple):
-    """What to say to a server."""
+    """What to say to a server. The time for a talk is that for all it says, unless it begins `anew`."""
 
     node: Node
     words: tuple[Any, ...]
     asking: bool = False
+    anew: bool = False
+
+
+class NoTime(NoReply):
+    """Nothing was said, as the time was over."""
 
 
 Talk: TypeAlias = Generator[Send, Any, T]
@@ -74,6 +80,7 @@ class Links:
         self._cluster_wanted = cluster
         self._home: Node = (options.pop("host", "localhost"), int(options.pop("port", 6379)))
         self._nodes: list[Node] = [self._home]
+        """In the order in which they are asked where the slots are: those that failed last, last."""
         self._slots: dict[int, Node] = {}
         self.known = False
         """Whether it is known what server this is: once it was `opened`, and until a call fails."""
@@ -97,11 +104,17 @@ class Links:
             try:
                 yield from self._open(node)
             except StoreUnavailable as error:
-                failure = error
+                failure = failure or error
+                if isinstance(error.__cause__, NoTime):
+                    break
+                self._ask_last(node)
             else:
                 return
         assert failure is not None
         raise failure
+
+    def _ask_last(self, node: Node) -> None:
+        self._nodes = [*(other for other in self._nodes if other != node), node]
 
     def _open(self, node: Node) -> Talk[None]:
         try:
@@ -126,15 +139,23 @@ class Links:
                 for first, last, main, *_ in slots
                 for slot in range(first, last + 1)
             }
-            self._nodes = [self._home, *sorted(set(self._slots.values()) - {self._home})]
+            there = {self._home, *self._slots.values()}
+            known = [node for node in self._nodes if node in there]
+            self._nodes = [*known, *sorted(there.difference(known))]
         self.known = True
 
-    def _failed(self, error: RedisError) -> StoreUnavailable:
+    def _failed(self, node: Node, error: RedisError) -> StoreUnavailable:
         """What is raised when a call failed; the next one looks again who is there."""
         self.known = False
+        if not isinstance(error, NoTime):
+            self._ask_last(node)
         return self.unavailable(error)
 
-    def called(self, script: Script, keys: list[bytes], arguments: list[bytes]) -> Talk[bytes]:
+    def node_of(self, key: bytes) -> Node:
+        """The server that has a key, as far as is known."""
+        return self._slots.get(key_slot(key), self._home) if self.cluster else self._home
+
+    def called(self, script: Script, keys: list[bytes], arguments: list[bytes], *, anew: bool = False) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
         words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
         slot = key_slot(keys[0]) if self.cluster else 0
@@ -142,30 +163,34 @@ class Links:
         asking = False
         for _ in range(_MOST_REDIRECTS):
             try:
-                reply = yield Send(node, words, asking)
+                reply = yield Send(node, words, asking, anew)
             except NoScriptError:
                 words = ("EVAL", script.source, *words[2:])
             except ResponseError as error:
                 redirected = _redirected(error, node)
                 if redirected is None:
-                    raise self._failed(error) from error
+                    raise self._failed(node, error) from error
                 node, asking = redirected
                 if not asking:
                     self._slots[slot] = node
             except RedisError as error:
-                raise self._failed(error) from error
+                raise self._failed(node, error) from error
             else:
                 return cast("bytes", reply)
-        raise self.unavailable("a cluster that sends from node to node")
+            anew = False
+        raise self._failed(node, RedisError("a cluster that sends from node to node"))
 
     # Threads
 
     def drive(self, talk: Talk[T]) -> T:
+        deadline = clock.monotonic() + self._timeout
         try:
             step = next(talk)
             while True:
+                if step.anew:
+                    deadline = clock.monotonic() + self._timeout
                 try:
-                    reply = self._said(step)
+                    reply = self._said(step, deadline)
                 except RedisError as error:
                     step = talk.throw(error)
                 else:
@@ -175,7 +200,10 @@ class Links:
         finally:
             talk.close()
 
-    def _said(self, step: Send) -> Any:
+    def _said(self, step: Send, deadline: float) -> Any:
+        left = deadline - clock.monotonic()
+        if left <= 0:
+            raise NoTime(self.no_reply)
         idle = self._idle.setdefault(step.node, [])
         try:
             connection = idle.pop()
@@ -183,6 +211,9 @@ class Links:
             connection = self._connection(step.node, redis.connection, Retry(NoBackoff(), 0))
         else:
             _reopen_if_closed(connection)
+        connection.socket_connect_timeout = connection.socket_timeout = left
+        if connection._sock is not None:
+            connection._sock.settimeout(left)
         try:
             if step.asking:
                 connection.send_command("ASKING")
@@ -203,10 +234,13 @@ class Links:
     async def drive_async(self, talk: Talk[T], abandon: Callable[[T], None]) -> T:
         """Do what a generator says. If that is cancelled, it goes on by itself, and its result is abandoned."""
         links = await self._of_loop()
+        patience = Patience(self._timeout)
         try:
             step = next(talk)
             while True:
-                waiting = Waiting(self, links, step)
+                if step.anew:
+                    patience = Patience(self._timeout)
+                waiting = Waiting(self, links, step, patience)
                 try:
                     reply = await waiting.said()
                 except RedisError as error:
@@ -221,16 +255,17 @@ class Links:
 
     async def _finished(self, waiting: Waiting, talk: Talk[T], abandon: Callable[[T], None]) -> None:
         """Go on where a call was cancelled, so that what it took can be given back."""
+        patience = Patience(self._timeout)
         try:
             try:
-                reply = await waiting.heard()
+                reply = await waiting.heard(patience)
             except RedisError as error:
                 step = talk.throw(error)
             else:
                 step = talk.send(reply)
             while True:
                 try:
-                    reply = await Waiting(self, waiting.links, step).said()
+                    reply = await Waiting(self, waiting.links, step, patience).said()
                 except RedisError as error:
                     step = talk.throw(error)
                 else:
@@ -256,8 +291,8 @@ class Links:
         return self._connection(node, redis.asyncio.connection, AsyncRetry(NoBackoff(), 0))
 
     @property
-    def timeout(self) -> float:
-        return self._timeout
+    def no_reply(self) -> str:
+        return f"no reply in {self._timeout} s"
 
     def close(self) -> None:
         """Close the connections of threads, and have those of event loops closed by their loops."""
@@ -295,6 +330,8 @@ class LoopLinks:
         self._closing = self._closed_with_the_loop()
         self._unfinished: set[Task[None]] = set()
         self.idle: dict[Node, list[Any]] = {}
+        self.closed = False
+        """Whether what is no longer used is closed, and not kept."""
         self.room = Semaphore(_MOST_CONNECTIONS)
 
     async def open(self) -> None:
@@ -311,6 +348,7 @@ class LoopLinks:
         try:
             yield
         finally:
+            self.closed = True
             self._loops.pop(self._loop, None)
             others = self._unfinished - {asyncio.current_task()}
             if others:
@@ -342,82 +380,108 @@ class LoopLinks:
 class Waiting:
     """One thing said to a server on an event loop, and the wait for its reply."""
 
-    __slots__ = ("_connection", "_links", "_owner", "_step", "links")
+    __slots__ = ("_connection", "_owner", "_patience", "_step", "links")
 
-    def __init__(self, owner: Links, links: LoopLinks, step: Send) -> None:
+    def __init__(self, owner: Links, links: LoopLinks, step: Send, patience: Patience) -> None:
         self._owner = owner
-        self.links = links
         self._step = step
+        self._patience = patience
         self._connection: Any = None
+        """What it is said on, if it was cancelled there."""
+        self.links = links
 
     async def said(self) -> Any:
-        links, node = self.links, self._step.node
-        async with links.room:
-            idle = links.idle.setdefault(node, [])
-            connection = idle.pop() if idle else self._owner.make_async(node)
-            try:
-                async with Patience(self._owner.timeout):
-                    await _reopen_async_if_closed(connection)
-                    if self._step.asking:
-                        await connection.send_command("ASKING")
-                        await connection.read_response()
-                    await connection.send_packed_command([_packed(self._step.words)], check_health=False)
-                    reply = await connection.read_response(disconnect_on_error=False)
-            except CancelledError:
-                self._connection = connection
-                raise
-            except BaseException as error:
-                if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
-                    idle.append(connection)
-                else:
-                    await _let_go(connection)
-                if isinstance(error, TimeoutError):
-                    raise NoReply(f"no reply in {self._owner.timeout} s") from None
-                raise
-            idle.append(connection)
-            return reply
+        """The reply, or `NoTime` if the time was over before a connection was free."""
+        try:
+            async with self._patience, self.links.room:
+                return await self._exchanged()
+        except TimeoutError:
+            if self._connection is None:
+                raise NoTime(self._owner.no_reply) from None
+            await _let_go(self._connection)
+            raise NoReply(self._owner.no_reply) from None
 
-    async def heard(self) -> Any:
+    async def _exchanged(self) -> Any:
+        links, node = self.links, self._step.node
+        idle = links.idle.setdefault(node, [])
+        connection = idle.pop() if idle else self._owner.make_async(node)
+        keep = False
+        try:
+            await _reopen_async_if_closed(connection)
+            if self._step.asking:
+                await connection.send_command("ASKING")
+                await connection.read_response()
+            await connection.send_packed_command([_packed(self._step.words)], check_health=False)
+            reply = await connection.read_response(disconnect_on_error=False)
+            keep = True
+        except CancelledError:
+            self._connection = connection
+            raise
+        except ResponseError as error:
+            keep = not isinstance(error, ReadOnlyError)  # a failover has left it with a replica
+            raise
+        finally:
+            if keep and not links.closed:
+                idle.append(connection)
+            elif connection is not self._connection:
+                await _let_go(connection)
+        return reply
+
+    async def heard(self, patience: Patience) -> Any:
         """The reply, for which nobody waited to the end."""
         connection = self._connection
         if connection is None or not connection.is_connected:
             raise LostConnection("cancelled before it was said")
         try:
-            async with Patience(self._owner.timeout):
+            async with patience:
                 return await connection.read_response(disconnect_on_error=False)
         except TimeoutError:
-            raise NoReply(f"no reply in {self._owner.timeout} s") from None
+            raise NoReply(self._owner.no_reply) from None
         finally:
             await _let_go(connection)
 
 
 class Patience:
-    """A time-out that passes only while the event loop runs: while something blocks the loop, no reply can be heard."""
+    """The time for all that a talk says. It passes only while the event loop runs: one that is blocked hears no reply.
 
-    __slots__ = ("_left", "_loop", "_timeout", "_timer", "_turn")
+    Entered for each thing said, one after the other; raises `TimeoutError` once no time is left.
+    """
+
+    __slots__ = ("_left", "_loop", "_since", "_timeout", "_timer", "_turn")
 
     def __init__(self, seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timeout = asyncio.timeout(None)
-        self._left = _TURNS
+        self._left = seconds
         self._turn = seconds / _TURNS
 
     async def __aenter__(self) -> None:
+        if self._left <= 0:
+            raise TimeoutError
+        self._timeout = asyncio.timeout(None)
         await self._timeout.__aenter__()
-        self._timer = self._loop.call_later(self._turn, self._pass)
+        self._begin_turn()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        self._end_turn()
         await self._timeout.__aexit__(kind, error, trace)
+
+    def _begin_turn(self) -> None:
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(min(self._turn, self._left), self._pass)
+
+    def _end_turn(self) -> None:
+        self._left -= min(self._loop.time() - self._since, self._turn)
 
     def _pass(self) -> None:
         """One turn has passed, however long it took."""
-        self._left -= 1
-        if self._left:
-            self._timer = self._loop.call_later(self._turn, self._pass)
+        self._end_turn()
+        if self._left > 0:
+            self._begin_turn()
         else:
+            self._since = self._loop.time()
             self._timeout.reschedule(0)  # a moment that is over
 
 

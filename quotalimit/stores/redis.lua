@@ -3,7 +3,7 @@
 local REPORT, LOOK, RESET = 2, 3, 4
 local UNKNOWN_WINDOW, REFUSED = 0, 2
 local FITS, EXHAUSTED, BUSY, TOO_LARGE = 0, 1, 2, 3
-local HOUR = 3600000
+local HOUR, DAY = 3600000, 86400000
 
 local kinds = {[98] = algorithms.bucket, [99] = algorithms.calendar, [115] = algorithms.sliding}
 local counts, changed, claims, told, refused = {}, {}, {}, {}, {}
@@ -45,7 +45,8 @@ if changes > 0 then
       end
     end
   end
-  redis.call('PEXPIRE', journal, HOUR)
+  -- A process has one journal, but on a cluster one for each identity.
+  redis.call('PEXPIRE', journal, string.find(journal, '{', 1, true) and HOUR or DAY)
 end
 
 now = math.max(now, not_before)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import count
+from operator import itemgetter
 from struct import Struct, unpack
 from typing import Any, Final, cast
 
 from quotalimit import clock
 from quotalimit.algorithms.base import NEVER, Algorithm, Mark
 from quotalimit.decision import Decision, Reason
+from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import LONGEST, Identity
+from quotalimit.stores import outage
 from quotalimit.stores.base import Answer, Charge, Claim
 from quotalimit.stores.charges import give_back, lend, needed, unused
-from quotalimit.stores.links import Links, Talk
+from quotalimit.stores.links import Links, Node, Talk
 from quotalimit.stores.scripts import Script, script_of, twin_of
 from quotalimit.stores.settlements import Change, SharedCharge, change_of
 from quotalimit.stores.shared import OnUnavailable, Question, SharedCounts, SharedStore, written
@@ -67,6 +70,8 @@ class RedisStore(SharedStore):
         self._process = os.urandom(6).hex().encode()
         self._unsure: dict[int, Unsure] = {}
         """The changes that the server is not known to have made, by their serials."""
+        self._resting: dict[Node, float] = {}
+        """When settlements are next written to the nodes of a cluster that failed."""
 
     def __repr__(self) -> str:
         return f"RedisStore({str(self._links)!r})"
@@ -81,6 +86,7 @@ class RedisStore(SharedStore):
 
     def close(self) -> None:
         self._outage.retry_now()
+        self._resting.clear()
         self.flush()
         self._links.close()
 
@@ -103,12 +109,16 @@ class RedisStore(SharedStore):
             if simple is not None:
                 return simple
         answer = Answer(0)
+        asked = [(claim.counts, claim.identity) for claim in question.claims] + list(question.resets)
+        if not asked:
+            yield from self._write(question, answer)
+            return answer
         with self._lock:
             wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
             if question.takes:
                 for want in wants:
                     want.borrow()
-            due = self._due(question.claims)
+            due = self._due(asked)
         admitted: list[Want] = []
         try:
             for turn in self._turns(wants, question.resets, due):
@@ -190,21 +200,46 @@ class RedisStore(SharedStore):
                 question.plain.append(_undone(claim, mark, epoch, claim.cost))
             at += 5 if question.report else 2
 
-    def _due(self, claims: Sequence[Claim]) -> list[Unsure]:
-        """The changes to write ahead of a question. The lock is held.
+    def _write(self, question: Question, answer: Answer) -> Talk[None]:
+        """Write all that was settled. A node of a cluster that fails does not stop the others: it is left to rest."""
+        with self._lock:
+            due = self._due(())
+        try:
+            turns = [(self._links.node_of(turn.journal), turn) for turn in self._turns((), (), due)]
+            last: Node | None = None
+            for node, turn in sorted(turns, key=itemgetter(0)):
+                if clock.monotonic() < self._resting.get(node, 0.0):
+                    continue
+                try:
+                    yield from self._ask_turn(turn, question, answer, anew=node != last)
+                except StoreUnavailable as error:
+                    WRITER.watch(self)
+                    if not self._links.cluster:
+                        raise
+                    self._resting[node] = clock.monotonic() + outage.PAUSE
+                    self._outage.say_kept(error)
+                last = node
+        finally:
+            self._land(due)
 
-        Those that another call is about to write are among them where they concern the claims: it may come second.
+    def _due(self, asked: Collection[tuple[SharedCounts, Identity]]) -> list[Unsure]:
+        """The changes to write ahead of what is asked, of the same slots of a cluster; all if nothing is.
+
+        The lock is held. Those that another call is about to write are among them where they concern what is asked:
+        it may come second.
         """
         for change in self._settlements.take():
             serial = next(self._serials)
             self._unsure[serial] = Unsure(serial, change)
         if not self._unsure:
             return []
-        asked = {(claim.counts, claim.identity) for claim in claims}
+        slots = {self._slot(identity) for _, identity in asked}
         due = [
             unsure
             for unsure in self._unsure.values()
-            if not unsure.made and (not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked)
+            if not unsure.made
+            and (not slots or self._slot(unsure.change.identity) in slots)
+            and (not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked)
         ]
         for unsure in due:
             unsure.under_way += 1
@@ -236,14 +271,18 @@ class RedisStore(SharedStore):
             self._turn(turns, identity).resets.append(Want(Claim(counts, identity, counts.slowest, 0, 0, False), 0))
         return list(turns.values())
 
+    def _slot(self, identity: Identity) -> bytes:
+        """What the keys of a cluster have in common that are in the slot of an identity."""
+        return b"{%b}:" % _tag(identity) if self._links.cluster else b""
+
     def _turn(self, turns: dict[bytes, Turn], identity: Identity) -> Turn:
-        slot = b"{%b}:" % _tag(identity) if self._links.cluster else b""
+        slot = self._slot(identity)
         turn = turns.get(slot)
         if turn is None:
             turn = turns[slot] = Turn(b"%b:%bjournal:%b" % (self._prefix, slot, self._process))
         return turn
 
-    def _ask_turn(self, turn: Turn, question: Question, answer: Answer) -> Talk[None]:
+    def _ask_turn(self, turn: Turn, question: Question, answer: Answer, *, anew: bool = False) -> Talk[None]:
         """Ask for one part of a question, and add its answer to that of the whole."""
         now = self._clock() if self._clock is not None else 0
         here = now or clock.now() + self._ahead
@@ -252,7 +291,8 @@ class RedisStore(SharedStore):
         if turn.resets:
             asks, claims = _RESET, turn.resets
         while True:
-            told = yield from self._links.called(*self._request(turn, claims, asks, now, question.not_before, here))
+            request = self._request(turn, claims, asks, now, question.not_before, here)
+            told = yield from self._links.called(*request, anew=anew)
             reply = unpack(f"<{len(told) // 8}q", told)
             self._keep(turn)
             if reply[0] != _UNKNOWN_WINDOW:
@@ -330,7 +370,7 @@ class RedisStore(SharedStore):
         """Give back what earlier turns of a question took, at once."""
         with self._lock:
             self._settlements.add_changes(want.undone for want in wants if want.cost)
-            due = self._due(())
+            due = self._due([(want.claim.counts, want.claim.identity) for want in wants])
         try:
             for turn in self._turns((), (), due):
                 yield from self._ask_turn(turn, question, Answer(0))

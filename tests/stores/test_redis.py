@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -148,6 +149,20 @@ def test_rule_23_every_key_expires(store: RedisStore, server: Any, prefix: str) 
     assert server.pttl(f"{prefix}:{{sbob}}:rates:0:sliding:60000000") <= 61_000
 
 
+def test_rule_11_what_was_settled_is_known_for_a_day_and_for_an_hour_on_a_cluster(
+    store: RedisStore, cluster_store: RedisStore, server: Any, prefix: str
+) -> None:
+    """So long a settlement whose answer was lost may take to come again, and is not made twice."""
+    for some in (store, cluster_store):
+        TokenBudget("100/day", name="tokens", store=some).reserve("alice", 50).settle(20)
+        some.flush()
+    (journal,) = server.scan_iter(f"{prefix}:journal:*")
+    assert 86_300_000 < server.pttl(journal) <= 86_400_000
+    with redis.RedisCluster("127.0.0.1", servers.cluster().nodes[0].port) as nodes:
+        (journal,) = nodes.scan_iter(f"{prefix}:{{salice}}:journal:*")
+        assert 3_500_000 < nodes.pttl(journal) <= 3_600_000
+
+
 def test_rule_23_a_debt_outlives_its_period(store: RedisStore, server: Any, prefix: str) -> None:
     budget = TokenBudget(TokenBucket("10/minute"), name="tokens", store=store)
     with budget.reserve("alice", 1) as hold:
@@ -273,6 +288,48 @@ def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: Re
                 node.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
 
 
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[servers.Cluster]:
+    """A cluster of the test's own, whose nodes answer for their slots whatever becomes of the others."""
+    cluster = servers.Cluster(tmp_path)
+    for node in cluster.nodes:
+        with node.client() as client:
+            client.config_set("cluster-require-full-coverage", "no")
+    yield cluster
+    cluster.remove()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("failure", [signal.SIGKILL, signal.SIGSTOP])
+def test_rule_11_a_settlement_for_a_node_that_is_down_stops_no_call_on_the_others(
+    own_cluster: servers.Cluster, prefix: str, failure: signal.Signals, mode: str
+) -> None:
+    store = RedisStore(own_cluster.url, prefix=prefix, timeout=1)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+    users = [f"user{number}" for number in range(30)]
+    holds = {user: budget.reserve(user, 100) for user in users}
+    down = own_cluster.nodes[2]
+    lost = [user for user in users if store._links.node_of(b"{s%b}" % user.encode())[1] == down.port]
+    alive = [user for user in users if user not in lost]
+    assert lost
+    assert alive
+    down._process.send_signal(failure)
+    for user in [*lost, *alive]:
+        holds[user].settle(40)
+    store.flush() if mode == "sync" else asyncio.run(store.flush_async())
+    assert store.behind
+    for user in alive:
+        used = budget.charge(user, 5).used if mode == "sync" else asyncio.run(budget.charge_async(user, 5)).used
+        assert used == 45
+    budget.reset(alive[0])
+    assert budget.peek(alive[0]).used == 0
+    if failure == signal.SIGSTOP:
+        down._process.send_signal(signal.SIGCONT)
+        assert [budget.peek(user).used for user in lost] == [40] * len(lost)  # a node may have heard it twice
+        assert not store.behind
+    store.close()
+
+
 # Rule 5: exactly N
 
 
@@ -346,6 +403,40 @@ def test_rule_24_a_server_that_hangs_is_given_up_after_the_timeout(prefix: str, 
         with pytest.raises(StoreUnavailable):
             limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
         store.close()
+
+
+@pytest.fixture
+def deaf() -> Iterator[list[int]]:
+    """The ports of three servers that let everybody in and never say a word."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=512)) for _ in range(3)]
+        yield [listener.getsockname()[1] for listener in listeners]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_the_timeout_is_that_of_the_call_however_many_nodes_hang(
+    deaf: list[int], prefix: str, mode: str
+) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{deaf[0]}", prefix=prefix, timeout=0.4)
+    store._links._nodes = [("127.0.0.1", port) for port in deaf] * 3
+    limiter = RateLimiter("5/minute", name="chat", store=store)
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
+    assert time.monotonic() - began < 4 * 0.4  # one after the other would take 3.6 s
+    store.close()
+
+
+async def test_rule_24_tasks_that_wait_for_a_connection_wait_no_longer_than_the_timeout(
+    deaf: list[int], prefix: str
+) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{deaf[0]}", prefix=prefix, timeout=0.4)
+    limiter = RateLimiter("5/minute", name="chat", store=store)
+    began = time.monotonic()
+    failures = await asyncio.gather(*(limiter.acquire_async("alice") for _ in range(640)), return_exceptions=True)
+    assert {type(failure) for failure in failures} == {StoreUnavailable}
+    assert time.monotonic() - began < 4 * 0.4  # 64 after 64 would take 4 s
+    store.close()
 
 
 @pytest.mark.parametrize("steps", range(0, 16, 2))
@@ -541,6 +632,21 @@ def test_one_store_serves_threads_and_one_loop_after_another(store: RedisStore) 
     assert sum(not loop.is_closed() for loop in store._links._loops) == 0
 
 
+async def test_a_store_that_is_closed_under_way_lets_each_call_end_and_keeps_no_connection(
+    own_server: Callable[..., servers.Server], prefix: str
+) -> None:
+    server = own_server()
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("100/hour", name="chat", store=store)
+    await limiter.acquire_async("alice")
+    calls = [asyncio.ensure_future(limiter.allow_async("alice")) for _ in range(30)]
+    await asyncio.sleep(0)
+    store.close()
+    assert await asyncio.gather(*calls) == [True] * 30
+    with server.client() as client:
+        await asyncio.to_thread(servers.until, lambda: len(client.client_list()) == 1)
+
+
 async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server: Any) -> None:
     limiter = RateLimiter("9/hour", name="chat", store=store)
     budget = TokenBudget("1_000/day", name="tokens", store=store)
@@ -639,7 +745,7 @@ def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) ->
 def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [b"server", hello, b"version", b"6.2.1" if hello == b"redis" else b"7.2.4", b"mode", b"standalone"]
     store = RedisStore("redis://nowhere")
-    monkeypatch.setattr(store._links, "_said", lambda _: old)
+    monkeypatch.setattr(store._links, "_said", lambda *_: old)
     with pytest.raises(StoreUnavailable, match="needs Redis 7 or Valkey 8"):
         RateLimiter("5/minute", name="chat", store=store).acquire("alice")
 
