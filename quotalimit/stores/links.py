@@ -465,23 +465,19 @@ class Patience:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
-        self._end_turn()
+        self._left -= min(max(clock.monotonic() - self._since, 0.0), self._turn)
         await self._timeout.__aexit__(kind, error, trace)
 
     def _begin_turn(self) -> None:
-        self._since = self._loop.time()
+        self._since = clock.monotonic()
         self._timer = self._loop.call_later(min(self._turn, self._left), self._pass)
-
-    def _end_turn(self) -> None:
-        self._left -= min(self._loop.time() - self._since, self._turn)
 
     def _pass(self) -> None:
         """One turn has passed, however long it took."""
-        self._end_turn()
+        self._left -= self._turn
         if self._left > 0:
             self._begin_turn()
         else:
-            self._since = self._loop.time()
             self._timeout.reschedule(0)  # a moment that is over
 
 
