@@ -27,8 +27,8 @@ _CAPS: Final = (
 _COPIES: Final = ("n", "candidate_count", "candidateCount")
 _MOST_ITEMS: Final = 1_000_000
 _MOST_CONTAINERS: Final = 100_000
-_MOST_INSIDE: Final = 100_000
-_FOREIGN: Final = 10
+_MOST_INSIDE: Final = 200_000
+_FOREIGN: Final = 20
 """How many items of Python's own containers one of another counts as: it may be made up as it is read."""
 _BUILTIN: Final = frozenset((list, tuple, dict))
 _DEEPEST: Final = 10_000
@@ -114,7 +114,7 @@ _Part: TypeAlias = tuple[object, frozenset[str] | None, bool, int]
 def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[str | bytes]:
     """The strings in values, at any depth; where `names` are given, of what has such fields in those alone.
 
-    Each container is looked at once. What is beyond ten thousand levels, a million items in one list, or a hundred
+    Each container is looked at once. What is beyond ten thousand levels, a million items in one list, or two hundred
     thousand items in all (ten thousand in containers that are not Python's own) is not looked at, so that hostile
     input, endless perhaps, does not keep it busy. Only what an object holds is read, never a property: a mock would
     make up more for ever.
