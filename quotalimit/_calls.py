@@ -256,9 +256,7 @@ class Call(Recorder):
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
                 used = min(used, MAX_UNITS)
-                due = [(charge, used) for charge in part.charges]
-                if self._inside:
-                    due = [(charge, self._owed(charge, used)) for charge in part.charges]
+                due = [(charge, self._owed(charge, used) if self._inside else used) for charge in part.charges]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:

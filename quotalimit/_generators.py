@@ -104,7 +104,8 @@ async def drive_async(
         while True:
             token = None
             try:
-                token = None if call is None else begin(call)
+                if call is not None:
+                    token = begin(call)
                 item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
             except StopAsyncIteration:
                 if call is not None:
@@ -125,7 +126,8 @@ async def drive_async(
             except GeneratorExit:
                 token = None
                 try:
-                    token = None if call is None else begin(call)
+                    if call is not None:
+                        token = begin(call)
                     await stream.aclose()
                 finally:
                     try:

@@ -107,7 +107,7 @@ def take(budget: TokenBudget, key: Key, tokens: int, patience: int) -> Hold:
     """Hold tokens at once. Raises `TokenBudgetExceeded`."""
     call = admit(_asked(budget, key, tokens, patience), report=True)
     assert call is not None
-    try:
+    try:  # here as in the twin: an interrupt may come as any function begins that would share this
         return Hold(call, slowest(call.decisions))
     except BaseException:  # an interrupt
         call.release()

@@ -16,9 +16,11 @@ from unittest.mock import patch
 import pytest
 
 from quotalimit import (
+    Hold,
     MemoryStore,
     RateLimiter,
     RateLimitExceeded,
+    Store,
     StoreUnavailable,
     TokenBudget,
     TokenBudgetExceeded,
@@ -404,30 +406,29 @@ def test_the_log_names_no_identity(outage: Outage, caplog: pytest.LogCaptureFixt
     assert "alice" not in caplog.text
 
 
-def test_rule_24_a_nested_call_does_not_draw_on_a_store_that_is_back_what_the_other_holds(outage: Outage) -> None:
-    spare = MemoryStore()
+def held_on_the_other(outage: Outage, spare: Store) -> tuple[TokenBudget, Hold]:
+    """A budget whose store is back, and a hold of 500 that the other store took meanwhile."""
     budget = TokenBudget("10_000/day", name="tokens", store=outage.make(on_unavailable=spare))
-    there = TokenBudget("10_000/day", name="tokens", store=spare)
-    there.peek("alice")
     budget.peek("alice")
     with outage.lasting():
-        outer = budget.reserve("alice", 500)
+        hold = budget.reserve("alice", 500)
     outage.seconds += 10
+    return budget, hold
+
+
+def test_rule_24_a_nested_call_does_not_draw_on_a_store_that_is_back_what_the_other_holds(outage: Outage) -> None:
+    spare = MemoryStore()
+    budget, outer = held_on_the_other(outage, spare)
     with outer:
         inner = budget.reserve("alice", 300)
         inner.settle(300)
     assert used(budget) == 300
-    outer_hold = used(there)
-    assert outer_hold == 0  # all that it used was used inside
+    there = TokenBudget("10_000/day", name="tokens", store=spare)
+    assert used(there) == 0  # all that it used was used inside
 
 
 def test_rule_24_a_hold_that_outlives_its_outer_one_settles_on_the_store_that_took_it(outage: Outage) -> None:
-    spare = MemoryStore()
-    budget = TokenBudget("10_000/day", name="tokens", store=outage.make(on_unavailable=spare))
-    budget.peek("alice")
-    with outage.lasting():
-        outer = budget.reserve("alice", 500)
-    outage.seconds += 10
+    budget, outer = held_on_the_other(outage, MemoryStore())
     with outer:
         inner = budget.reserve("alice", 300)
     inner.settle(10)
