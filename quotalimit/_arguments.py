@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, Signature
 from keyword import iskeyword
 from types import FunctionType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from quotalimit.errors import InvalidKey, InvalidLimit
 
@@ -24,6 +24,7 @@ _ANYTHING: Final = Signature([Parameter("args", Parameter.VAR_POSITIONAL), Param
 _VARIADIC: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+_VALUES: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*{}, ", Parameter.VAR_KEYWORD: "*{}.values(), "}
 _MOST_POSITIONAL: Final = 64
 
 
@@ -40,7 +41,7 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[st
     for what can never be called.
     """
     written = _Written(function, questions)
-    named: Answers = written.compile("def {title}({parameters}):\n    return ({answers})\n")
+    named: Answers = written.compile("def {title}({parameters}):\n    return ({answers})\n", {}, written.plain())
     if not written.exact:
         return named
     whole = written.whole()
@@ -54,17 +55,41 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[st
 
 
 def compile_call(
-    function: Callable[..., Any], questions: Sequence[tuple[str, Question]], template: str, names: dict[str, Any]
-) -> Callable[..., Any] | None:
-    """A function with the parameters of a plain function, written by a template; None where it must be called exactly.
+    function: Callable[..., Any],
+    questions: Sequence[tuple[str, Question]],
+    template: str,
+    names: dict[str, Any],
+    *,
+    bound: bool = False,
+) -> Callable[..., Any]:
+    """A function around another, written by a template.
 
-    In the template `{parameters}` and `{arguments}` are those of the function, `{answers}` the answers to all questions
-    and `{answer}` that to the first; `{_}` begins the names that the template brings, its own and `names`.
+    In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` what it was called
+    with, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}` begins the names that the
+    template brings, its own and `names`. The parameters are those of a plain function, so that nothing is packed and
+    unpacked, and the exact call of any other. If `bound`, what is to be called, which knows the first argument already,
+    comes before all arguments and is called `{_}function`.
     """
-    if type(function) is not FunctionType or hasattr(function, "__wrapped__") or hasattr(function, "__signature__"):
-        return None
     written = _Written(function, questions)
-    return None if written.exact else written.compile(template, names)
+    is_plain = type(function) is FunctionType and not any(hasattr(function, name) for name in _LOOKS_OTHERWISE)
+    if is_plain and not written.exact and not bound:
+        return written.compile(template, names, written.plain())
+    names = names | {"answer": compile_questions(function, questions)}
+    return written.compile(template, names, written.exactly(bound))
+
+
+_LOOKS_OTHERWISE: Final = ("__wrapped__", "__signature__")
+"""What a function has that says of itself that it takes other arguments than it does."""
+
+
+class _Form(NamedTuple):
+    """How a function that is written takes a call, passes it on, and asks the questions."""
+
+    parameters: str
+    arguments: str
+    values: str
+    answers: str
+    answer: str = "None"
 
 
 class _Written:
@@ -106,35 +131,37 @@ class _Written:
         self.exact.append(variable)
         self.sources.append("")
 
-    def compile(self, template: str, names: dict[str, Any] | None = None) -> Callable[..., Any]:
+    def plain(self) -> _Form:
+        """The form with the function's own parameters. Questions that get the exact call are answered by None."""
+        answers = [source or "None" for source in self.sources]
+        in_order = "".join(f"{answer}, " for answer in answers)
+        return _Form(self._parameters(), self._arguments(), self._values(), in_order, *answers[:1])
+
+    def exactly(self, bound: bool) -> _Form:
+        """The form that takes any call, and passes it on as it is."""
+        before = f"{self.prefix}function, /, " if bound else ""
+        arguments = "*args[1:], **kwargs" if bound else "*args, **kwargs"
+        answer = f"{self.prefix}answer(*args, **kwargs)"
+        return _Form(f"{before}*args, **kwargs", arguments, "*args, *kwargs.values()", f"*{answer}, ", f"{answer}[0]")
+
+    def compile(self, template: str, names: dict[str, Any], form: _Form) -> Callable[..., Any]:
         """The function that a template makes of the questions."""
-        namespace = self.names | {f"{self.prefix}{name}": value for name, value in (names or {}).items()}
-        code = template.format(
-            _=self.prefix,
-            title=self.title,
-            parameters=self._parameters(self.signature, namespace),
-            arguments=self._arguments(),
-            answer=self.sources[0] if self.sources else "None",
-            answers="".join(f"{source or 'None'}, " for source in self.sources),
-        )
-        return self._run(code, namespace)
-
-    def whole(self) -> Answers:
-        """What answers the questions that get the exact call."""
-        namespace = dict(self.names)
-        answers = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
-        parameters = self._parameters(_ANYTHING, namespace)
-        return self._run(f"def {self.title}({parameters}):\n    return ({answers})\n", namespace)
-
-    def _run(self, code: str, namespace: dict[str, Any]) -> Callable[..., Any]:
+        namespace = self.names | {f"{self.prefix}{name}": value for name, value in names.items()}
+        code = template.format(_=self.prefix, title=self.title, **form._asdict())
         exec(compile(code, f"<quotalimit: the keys and costs of {self.title}>", "exec"), namespace)
         function: Callable[..., Any] = namespace[self.title]
         return function
 
-    def _parameters(self, signature: Signature, namespace: dict[str, Any]) -> str:
+    def whole(self) -> Answers:
+        """What answers the questions that get the exact call."""
+        answers = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
+        form = self.exactly(False)._replace(answers=answers)
+        return self.compile("def {title}({parameters}):\n    return ({answers})\n", {}, form)
+
+    def _parameters(self) -> str:
         header = []
         last_kind = None
-        for number, parameter in enumerate(signature.parameters.values()):
+        for number, parameter in enumerate(self.signature.parameters.values()):
             kind = parameter.kind
             if last_kind is Parameter.POSITIONAL_ONLY and kind is not Parameter.POSITIONAL_ONLY:
                 header.append("/")
@@ -142,7 +169,7 @@ class _Written:
                 header.append("*")
             default = ""
             if parameter.default is not Parameter.empty:
-                namespace[f"{self.prefix}default_{number}"] = parameter.default
+                self.names[f"{self.prefix}default_{number}"] = parameter.default
                 default = f"={self.prefix}default_{number}"
             header.append(f"{_STARS.get(kind, '')}{parameter.name}{default}")
             last_kind = kind
@@ -156,6 +183,10 @@ class _Written:
             f"{name}={name}" if p.kind is Parameter.KEYWORD_ONLY else f"{_STARS.get(p.kind, '')}{name}"
             for name, p in self.signature.parameters.items()
         )
+
+    def _values(self) -> str:
+        """All that the function is called with, one after the other."""
+        return "".join(_VALUES.get(p.kind, "{}, ").format(name) for name, p in self.signature.parameters.items())
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:

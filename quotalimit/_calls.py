@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from quotalimit._layers import Layer, RateLayer, TokenLayer
 from quotalimit.amounts import MAX_UNITS
@@ -12,7 +13,7 @@ from quotalimit.events import Event, Kind, listeners, tell, tell_later
 from quotalimit.failures import KEEP, RELEASE, Verdict
 from quotalimit.keys import Identity, Key
 from quotalimit.providers import field
-from quotalimit.recording import Recorder, sources_of, unfinished
+from quotalimit.recording import BLANK, Recorder, sources_of, unfinished
 from quotalimit.settlement import Settlement, Source
 from quotalimit.stores.base import Charge, Counts, Store
 from quotalimit.usage import Fold, Reading, Report, Usage
@@ -84,11 +85,16 @@ class Call(Recorder):
 
     _is_settled = False
 
-    _unflushed: Sequence[Store] = ()
+    unflushed: Sequence[Store] = ()
     """The stores that have yet to keep what was settled."""
 
-    _inside: Sequence[tuple[Counts, Identity, int]] = ()
-    """What nested calls, perhaps in other threads, have charged, and where."""
+    _parts: Sequence[Part] | None = None
+    """None for a common call of which nothing more than its result has come to matter."""
+
+    _layers: Sequence[Layer]
+    _store: Store
+    _charges: Sequence[Charge]
+    """What a common call holds, for which layers and where: all that its parts are made of."""
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         self.enclosing = enclosing
@@ -98,14 +104,27 @@ class Call(Recorder):
         self._ends = [None]
 
     @property
+    def parts(self) -> Sequence[Part]:
+        """What the call holds for each layer, and what it used there."""
+        if self._parts is None:
+            charges = iter(self._charges)
+            parts = [
+                Part(layer, self._store, layer.amounts[1], list(islice(charges, len(layer.limiter.limits))))
+                for layer in self._layers
+            ]
+            made: Sequence[Part] = self.__dict__.setdefault("_parts", parts)  # in one step, for threads may be first
+            return made
+        return self._parts
+
+    @property
     def decisions(self) -> list[Decision]:
         """How the call was admitted, if it was asked with a report."""
-        return [decision for part in self._parts for decision in part.decisions]
+        return [decision for part in self.parts for decision in part.decisions]
 
     def see(self, item: object) -> None:
         """Read an item of a stream: the usage that it tells, and the text that has arrived."""
         written = weigh_answer(item)
-        for part in self._parts:
+        for part in self.parts:
             part.untold += written
         self._written += written
         self._read(item, streaming=True)
@@ -113,10 +132,10 @@ class Call(Recorder):
     def _read(self, answer: object, *, streaming: bool = False) -> None:
         """Read the usage that a result, or an item of a stream, tells."""
         sources: tuple[object, ...] = ()
-        if streaming or self._sources or self._latest or self.enclosing is not None:  # else nobody asks where
+        if streaming or self.notes is not BLANK or self.enclosing is not None:  # else nobody asks where
             sources = sources_of(answer)
         known = bool(sources) and self.knows(sources)
-        for part in self._parts:
+        for part in self.parts:
             layer = part.layer
             if answer is None and part.fold is not None:  # the end of a stream, and no item of it
                 continue
@@ -159,7 +178,7 @@ class Call(Recorder):
             if not self._end():
                 return []
             if reading is not None:
-                for part in self._parts:
+                for part in self.parts:
                     part.tell(reading, self.knows(sources))
                 self._read_from = sources
             return self._settle(None)
@@ -183,7 +202,7 @@ class Call(Recorder):
         """Read the usage that an exception tells, or what becomes of the holds."""
         sources = (error, *sources_of(field(error, "completion")))
         known = self.knows(sources)
-        for part in self._parts:
+        for part in self.parts:
             if isinstance(part.layer, TokenLayer):
                 outcome = part.layer.read_failure(error, begun=self._written > 0 or part.told)
                 if isinstance(outcome, Verdict):
@@ -197,7 +216,7 @@ class Call(Recorder):
         try:
             if self._end():
                 self._dropped = True
-                for part in self._parts:
+                for part in self.parts:
                     part.verdict = RELEASE
                 self._settle(None)
         except BaseException:
@@ -206,7 +225,7 @@ class Call(Recorder):
 
     def join(self, other: Call) -> None:
         """Settle another call, which began with this one and has not run, together with this one."""
-        self._parts = [*self._parts, *other._parts]
+        self._parts = [*self.parts, *other.parts]
         self.records = self.records or other.records
         other._ends = []
 
@@ -214,7 +233,7 @@ class Call(Recorder):
         """The open charges on a count of this call and of those that it runs in, nearest first."""
         own = [
             charge
-            for part in self._parts
+            for part in self.parts
             for charge in part.charges
             if charge.open and charge.counts is counts and charge.identity == identity
         ]
@@ -222,13 +241,13 @@ class Call(Recorder):
 
     def flush(self) -> None:
         """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
-        unflushed, self._unflushed = self._unflushed, ()
+        unflushed, self.unflushed = self.unflushed, ()
         for store in dict.fromkeys(unflushed):
             store.flush()
 
     async def flush_async(self) -> None:
         """The twin of `flush`. A cancellation does not undo it: it is only waited for no longer."""
-        unflushed, self._unflushed = self._unflushed, ()
+        unflushed, self.unflushed = self.unflushed, ()
         for store in dict.fromkeys(unflushed):
             await store.flush_async()
 
@@ -251,12 +270,12 @@ class Call(Recorder):
     def _settle(self, error: BaseException | None) -> list[Settlement]:
         settled: list[Settlement] = []
         charged: list[tuple[Charge, int]] = []
-        for part in self._parts:
+        for part in self.parts:
             layer = part.layer
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
                 used = min(used, MAX_UNITS)
-                due = [(charge, self._owed(charge, used) if self._inside else used) for charge in part.charges]
+                due = [(charge, self._owed(charge, used) if self.notes.inside else used) for charge in part.charges]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:
@@ -264,12 +283,12 @@ class Call(Recorder):
                 due = [(charge, 0 if refunds else part.reserve) for charge in part.charges]
             part.store.settle(due)
             if part.store.blocking:
-                self._unflushed = (*self._unflushed, part.store)
+                self.unflushed = (*self.unflushed, part.store)
             charged += due
         if self.enclosing is not None:
             self._tell_enclosing(settled, charged)
         self._arguments, self._result, self._read_from = (), None, ()
-        if self.recorded or self._sources or self._latest:
+        if self.notes is not BLANK:
             self.forget()
         self._is_settled = True
         if listeners and not self._dropped:
@@ -278,18 +297,20 @@ class Call(Recorder):
 
     def _owed(self, charge: Charge, used: int) -> int:
         """What of the usage has not been charged inside, by nested calls on the same count."""
-        inside = (
-            units for counts, identity, units in self._inside if counts is charge.counts and identity == charge.identity
-        )
+        inside = [
+            units
+            for counts, identity, units in self.notes.inside
+            if counts is charge.counts and identity == charge.identity
+        ]
         return max(0, used - sum(inside))
 
     def _used(self, part: Part, layer: TokenLayer) -> tuple[int, Source]:
         """What the call used on one budget, and how that is known (rule 8)."""
-        if part.fold is None and part.reading is not None and not self.recorded:  # as mostly: a plain response
+        if part.fold is None and part.reading is not None and not self.notes.recorded:  # as mostly: a plain response
             weight = layer.weigh(part.reading)
             if weight is not None:
                 return weight, "reported"
-        readings = part.readings + [reading for reading, _ in self.recorded]
+        readings = part.readings + [reading for reading, _ in self.notes.recorded]
         weights = [weight for weight in map(layer.weigh, readings) if weight is not None]
         if weights:
             fold = part.fold
@@ -309,19 +330,18 @@ class Call(Recorder):
         outer = unfinished(self.enclosing)
         if outer is None:
             return
-        for reading, sources in self.recorded:
+        for reading, sources in self.notes.recorded:
             outer.record(reading, sources)
-        reported = next((readings for part in self._parts if (readings := part.readings)), [])
-        if not reported and not self.recorded and settled and settled[0].used:
+        reported = next((readings for part in self.parts if (readings := part.readings)), [])
+        if not reported and not self.notes.recorded and settled and settled[0].used:
             reported = [settled[0].used]
-        read_from = (*self.latest, *self._read_from)
+        read_from = (*self.notes.latest.values(), *self._read_from)
         if not outer.knows(read_from):
             for reading in reported:
                 outer.record(reading, ())
             outer.remember(read_from)
-        if isinstance(outer, Call):
-            inside: list[tuple[Counts, Identity, int]] = outer.__dict__.setdefault("_inside", [])
-            inside += [*self._inside, *((charge.counts, charge.identity, units) for charge, units in charged)]
+        inside = ((charge.counts, charge.identity, units) for charge, units in charged)
+        outer.record_inside([*self.notes.inside, *inside])
 
 
 class InterruptedCall(Call):

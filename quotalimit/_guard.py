@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
-from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call, Part, lenders
+from quotalimit._common import AdmitAtOnce, Gatekeeper, never
 from quotalimit._layers import Layer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
 from quotalimit.decision import Decision, collectors, slowest
@@ -16,7 +16,7 @@ from quotalimit.events import Event, Kind, events_of, listeners, tell
 from quotalimit.keys import PLAIN, Key
 from quotalimit.limiters import Limiter, hand_over
 from quotalimit.recording import running
-from quotalimit.stores.base import Answer, Ask, Charge, Claim, Gates, Store
+from quotalimit.stores.base import Answer, Charge, Claim, Store
 from quotalimit.stores.several import Several
 
 Entry: TypeAlias = tuple[Call | None, Callable[[], Awaitable[Call | None]] | None]
@@ -26,29 +26,26 @@ Entry: TypeAlias = tuple[Call | None, Callable[[], Awaitable[Call | None]] | Non
 class Guard:
     """The layers of one function, the outermost first, and the questions that they ask of a call."""
 
-    def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
         self.questions = [question for layer in layers for question in layer.questions.items()]
-        self._answer = compile_questions(function, self.questions)
+        """What is asked about a call: the answers, in this order, are what it is entered with."""
         self.common = _common(self.layers)
         """The limiter whose gate admits the common call: one limit, one unit, nothing to settle, no waiting."""
-        self._gatekeeper = Gatekeeper(self.layers) if Gatekeeper.serves(self.layers) else None
+        self.admit_at_once: AdmitAtOnce = Gatekeeper(self.layers).admit if Gatekeeper.serves(self.layers) else never
+        """Admits a common call that is to be settled; None, with nothing charged, for any other."""
 
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def enter(self, answers: Sequence[Any], arguments: Sequence[object]) -> Call | None:
         """Admit a call, or raise `LimitExceeded`. Returns it if something of it is to be settled."""
-        answers, arguments = self._answer(*args, **kwargs), (*args, *kwargs.values())
-        call = None if self._gatekeeper is None else self._gatekeeper.admit(answers, arguments)
-        return call or admit(Asked(self.layers, answers, arguments))
+        return admit(Asked(self.layers, answers, arguments))
 
-    async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    async def enter_async(self, answers: Sequence[Any], arguments: Sequence[object]) -> Call | None:
         """The twin of `enter`."""
-        answers, arguments = self._answer(*args, **kwargs), (*args, *kwargs.values())
-        call = None if self._gatekeeper is None else self._gatekeeper.admit(answers, arguments)
-        return call or await admit_async(Asked(self.layers, answers, arguments))
+        return await admit_async(Asked(self.layers, answers, arguments))
 
-    def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def enter_now_or_later(self, answers: Sequence[Any], arguments: Sequence[object]) -> Entry:
         """Admit a call now, or know how to admit it later if it must wait. Raises `LimitExceeded` if that is no use."""
-        asked = Asked(self.layers, self._answer(*args, **kwargs), (*args, *kwargs.values()))
+        asked = Asked(self.layers, answers, arguments)
         if asked.store is None:
             return admit(asked), None
         if not asked.store.blocking:
@@ -79,60 +76,6 @@ def _common(layers: Sequence[Layer]) -> Limiter | None:
     (layer,) = layers
     simple = not (layer.asks or layer.holds or layer.patience) and layer.amounts == (1, 1)
     return layer.limiter if simple and len(layer.limiter.limits) == 1 else None
-
-
-class Gatekeeper:
-    """Admits the common calls of several layers: one limit each on one store, and nothing but the keys to ask.
-
-    It only ever admits. Whatever is special about a call, a refusal first of all, goes the way of all others.
-    """
-
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers = layers
-        self._holding = [layer for layer in layers if layer.holds]
-        self._bound: tuple[int, Store | None, Gates | None] = (-1, None, None)
-        """When the limiters were found, in unbindings; their store if it is one, and its gates. One value, for threads
-        replace it."""
-
-    @staticmethod
-    def serves(layers: Sequence[Layer]) -> bool:
-        """Whether the calls of a function are of this kind, and are settled."""
-        if len({layer.limiter.name for layer in layers}) < len(layers):
-            return False
-        simple = all(len(layer.limiter.limits) == 1 and not (layer.asks or layer.patience) for layer in layers)
-        return simple and any(layer.holds for layer in layers)
-
-    def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
-        """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
-        unbindings, store, gates = self._bound
-        if unbindings != Limiter.unbindings:
-            self._bind()
-            return None
-        if store is None or gates is None or listeners or running() is not None:
-            return None
-        charges: list[Charge] = []
-        try:
-            if not gates(keys, charges):
-                return None
-            parts: list[Part] = []
-            for layer, charge in zip(self._holding, charges):  # noqa: B905
-                parts.append(Part(layer, store, charge.held, [charge]))
-            return Call(None, parts, arguments)
-        except BaseException:  # an interrupt
-            store.settle([(charge, 0) for charge in charges])
-            raise
-
-    def _bind(self) -> None:
-        """Look for the store of the limiters, which changes with the default."""
-        unbindings = Limiter.unbindings
-        bindings = [layer.limiter.bound() for layer in self._layers]
-        store = bindings[0].store
-        asks = [
-            Ask(*binding.places[0], *layer.amounts, layer.holds)
-            for layer, binding in zip(self._layers, bindings, strict=True)
-        ]
-        one = all(binding.store is store for binding in bindings)
-        self._bound = (unbindings, store, store.gates(asks)) if one else (unbindings, None, None)
 
 
 Owner: TypeAlias = tuple[Layer, Key, Part | None]

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, finalize, ref
 from quotalimit._bodies import drive_body, has_body
 from quotalimit._calls import Call
 from quotalimit._generators import drive, drive_async, first, first_async, later
+from quotalimit.providers import is_plainly_read
 
 _WATCH: Final = "_quotalimit_watch"
 _PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
@@ -60,6 +61,14 @@ def _delivery(kind: type, seen: type) -> Delivery:
     return Delivery.STREAM if _is_stream(kind, seen) else Delivery.AS_IT_IS
 
 
+@lru_cache(maxsize=1_024)
+def _is_plain(kind: type) -> bool:
+    """Whether all objects of a type are delivered as they are, for none of them can look like something else."""
+    looks = (vars(base).get("__class__") for base in kind.__mro__[:-1])
+    is_itself = all(look is None for look in looks) and is_plainly_read(kind)
+    return is_itself and _delivery(kind, kind) is Delivery.AS_IT_IS
+
+
 def _seen(result: object) -> type:
     """The class that an object says it is of: a proxy's is that of what it stands for, if it can be had."""
     try:
@@ -72,6 +81,9 @@ def _seen(result: object) -> type:
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
     kind: Any = type(result)
+    if _is_plain(kind):
+        call.finish(result)
+        return result
     delivery = _delivery(kind, _seen(result))
     if delivery is Delivery.AS_IT_IS:
         call.finish(result)

@@ -7,12 +7,12 @@ charged on none of them, as if it had not been made: so, by themselves, they ref
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Final
 
-from quotalimit._arguments import compile_questions
 from quotalimit._calls import Call
+from quotalimit._common import never
 from quotalimit._guard import Asked, Entry, Guard, admit, admit_async
 from quotalimit._layers import Layer
 from quotalimit.errors import LimitExceeded, StoreError
@@ -20,9 +20,9 @@ from quotalimit.errors import LimitExceeded, StoreError
 log: Final = logging.getLogger("quotalimit")
 
 
-def guard_of(function: Callable[..., Any], layers: Sequence[Layer]) -> Guard:
+def guard_of(layers: Sequence[Layer]) -> Guard:
     """The guard for the layers of a function."""
-    return Guard(function, layers) if all(layer.enforced for layer in layers) else TrialGuard(function, layers)
+    return Guard(layers) if all(layer.enforced for layer in layers) else TrialGuard(layers)
 
 
 class Trial(Asked):
@@ -36,48 +36,47 @@ class Trial(Asked):
 class TrialGuard(Guard):
     """The layers of one function of which some are not enforced. It has no fast path."""
 
-    def __init__(self, function: Callable[..., Any], layers: Sequence[Layer]) -> None:
-        super().__init__(function, layers)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__(layers)
         self.common = None
-        self._enforced = Guard(function, [layer for layer in layers if layer.enforced])
+        self.admit_at_once = never
         self._tried = [layer for layer in layers if not layer.enforced]
-        questions = [question for layer in self._tried for question in layer.questions.items()]
-        self._answer_tried = compile_questions(function, questions)
+        tried, self._enforced = Guard(self._tried), Guard([layer for layer in layers if layer.enforced])
+        self.questions = [*tried.questions, *self._enforced.questions]
+        self._rest = len(tried.questions)
+        """Where the answers for the layers that are enforced begin."""
         self._has_failed = False
 
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    def enter(self, answers: Sequence[Any], arguments: Sequence[object]) -> Call | None:
         """Admit a call, or raise `LimitExceeded` for a layer that is enforced."""
-        trial = self._trial(args, kwargs)
-        call = self._enforced.enter(args, kwargs)
+        trial = Trial(self._tried, answers, arguments)
+        call = self._enforced.enter(answers[self._rest :], arguments)
         try:
             return _joined(call, admit(trial))
         except BaseException as error:
             return self._go_on(call, trial, error)
 
-    async def enter_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    async def enter_async(self, answers: Sequence[Any], arguments: Sequence[object]) -> Call | None:
         """The twin of `enter`."""
-        trial = self._trial(args, kwargs)
-        call = await self._enforced.enter_async(args, kwargs)
+        trial = Trial(self._tried, answers, arguments)
+        call = await self._enforced.enter_async(answers[self._rest :], arguments)
         try:
             return _joined(call, await admit_async(trial))
         except BaseException as error:
             return self._go_on(call, trial, error)
 
-    def enter_now_or_later(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def enter_now_or_later(self, answers: Sequence[Any], arguments: Sequence[object]) -> Entry:
         """Admit a call now, or know how to admit it later: also if only a layer that is not enforced waits for I/O."""
-        trial = self._trial(args, kwargs)
+        trial = Trial(self._tried, answers, arguments)
         if trial.store is not None and trial.store.blocking:
-            return None, partial(self.enter_async, args, kwargs)
-        call, enter_later = self._enforced.enter_now_or_later(args, kwargs)
+            return None, partial(self.enter_async, answers, arguments)
+        call, enter_later = self._enforced.enter_now_or_later(answers[self._rest :], arguments)
         if enter_later is not None:
-            return None, partial(self.enter_async, args, kwargs)
+            return None, partial(self.enter_async, answers, arguments)
         try:
             return _joined(call, admit(trial)), None
         except BaseException as error:
             return self._go_on(call, trial, error), None
-
-    def _trial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
-        return Trial(self._tried, self._answer_tried(*args, **kwargs), (*args, *kwargs.values()))
 
     def _go_on(self, call: Call | None, trial: Trial, error: BaseException) -> Call | None:
         """Let a call go on that only a trial stands in the way of. Raises what comes from elsewhere."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from quotalimit._layers import Layer
 from quotalimit._streams import deliver
 from quotalimit._trial import guard_of
 from quotalimit.events import listeners
+from quotalimit.limiters import Limiter
 from quotalimit.recording import begin, end
 
 Caller = Callable[..., Any]
@@ -36,6 +37,7 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
     def __init__(self, function: Callable[..., Any], guard: Guard) -> None:
         super().__init__(function)
         self._self_guard = guard
+        self._self_bound_caller: Caller | None = None
 
     def __reduce__(self) -> str:
         name = getattr(self, "__qualname__", None)
@@ -60,6 +62,12 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
 class GuardedDescriptor(Guarded):
     """A guarded function that becomes a method where it stands in a class."""
 
+    def _self_caller_of(self, bound: Callable[..., Any]) -> Caller:
+        """What calls this function once it is bound, made at the first such call: only then its kind is known."""
+        if self._self_bound_caller is None:
+            self._self_bound_caller = _caller(self.__wrapped__, self._self_guard, bound, bound=True)
+        return self._self_bound_caller
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         function = self.__wrapped__
         bound = function.__get__(instance, owner)
@@ -77,15 +85,14 @@ def _get_method(self: Guarded, instance: Any, _owner: type | None = None) -> Any
 class BoundGuarded(wrapt.ObjectProxy):  # type: ignore[type-arg]
     """A guarded descriptor that is no plain function, bound by itself to an instance or a class."""
 
-    def __init__(self, guarded: Guarded, instance: Any, bound: Callable[..., Any]) -> None:
+    def __init__(self, guarded: GuardedDescriptor, instance: Any, bound: Callable[..., Any]) -> None:
         super().__init__(bound)
         self._self_guarded = guarded
         self._self_instance = instance
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        guard, instance = self._self_guarded._self_guard, self._self_instance
-        call = _caller(lambda _instance, *args, **kwargs: self.__wrapped__(*args, **kwargs), guard, self.__wrapped__)
-        return call(instance, *args, **kwargs)
+        call = self._self_guarded._self_caller_of(self.__wrapped__)
+        return call(self.__wrapped__, self._self_instance, *args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._self_instance, self.__name__)
@@ -102,12 +109,12 @@ def wrap(function: Any, make_layer: Callable[[Callable[..., Any], Sequence[Layer
     if isinstance(function, Guarded):
         inner = function._self_guard.layers
         function = function.__wrapped__
-    guard = guard_of(function, (make_layer(function, inner), *inner))
+    guard = guard_of((make_layer(function, inner), *inner))
 
     if hasattr(type(function), "__get__"):
 
         class GuardedFunction(GuardedDescriptor):
-            __call__ = staticmethod(_common_caller(function, guard) or _caller(function, guard, function))
+            __call__ = staticmethod(_caller(function, guard, function))
             if type(function) is FunctionType:
                 __get__ = _get_method  # type: ignore[assignment]
 
@@ -143,17 +150,6 @@ def guards_of(function: Any) -> list[Guard]:
     return found
 
 
-def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]) -> Caller:
-    """The `__call__` of a wrapper, by the kind of function that `kind` is."""
-    if _is_kind(kind, inspect.isasyncgenfunction):
-        return _async_generator_caller(function, guard)
-    if _is_kind(kind, inspect.iscoroutinefunction):
-        return _coroutine_caller(function, guard)
-    if _is_kind(kind, inspect.isgeneratorfunction):
-        return _generator_caller(function, guard)
-    return _function_caller(function, guard)
-
-
 _COMMON_CALL: Final = """\
 {async}def {{title}}({{parameters}}):
     {{_}}key = {{answer}}
@@ -164,31 +160,85 @@ _COMMON_CALL: Final = """\
         {await}{{_}}admit({{_}}key)
     return {await}{{_}}function({{arguments}})
 """
-_PLAIN_CALL: Final = _COMMON_CALL.format_map({"async": "", "await": ""})
-_ASYNC_CALL: Final = (
-    _COMMON_CALL.format_map({"async": "async ", "await": "await "})
-    + """
+"""A call of one limit with nothing to settle. It leads through the gate of the limiter alone; what that does not
+decide goes the way of all others."""
+
+_CALL: Final = """\
+{async}def {{title}}({{parameters}}):
+    {{_}}answers = ({{answers}})
+    {{_}}values = ({{values}})
+    {{_}}call = {{_}}admit_at_once({{_}}answers, {{_}}values)
+    if {{_}}call is None:
+        {{_}}call = {await}{{_}}enter({{_}}answers, {{_}}values)
+        if {{_}}call is None:
+            return {await}{{_}}function({{arguments}})
+    {{_}}token = None
+    try:
+        {{_}}token = {{_}}begin({{_}}call)
+        {{_}}result = {{_}}deliver({{_}}call, {await}{{_}}function({{arguments}}))
+    except BaseException as {{_}}error:
+        {{_}}call.__class__ = {{_}}InterruptedCall  # a second interrupt may come before this is settled
+        {{_}}call.fail({{_}}error)
+        {await}{{_}}call.{flush}()
+        raise
+    finally:
+        {{_}}end({{_}}token)
+    if {{_}}call.unflushed:
+        {await}{{_}}call.{flush}()
+    return {{_}}result
+"""
+_SYNC: Final = {"async": "", "await": "", "flush": "flush"}
+_ASYNC: Final = {"async": "async ", "await": "await ", "flush": "flush_async"}
+_CALL_ASYNC: Final = """
 {_}run = {title}
 
 def {title}({parameters}):  # a `__call__` that is async would look like that of a callable object
     return {_}run({arguments})
 """
-)
+
+_ITERATE: Final = """\
+def {title}({parameters}):
+    return {_}run({_}guard, {_}function({arguments}), ({answers}), ({values}))
+"""
 
 
-def _common_caller(function: Callable[..., Any], guard: Guard) -> Caller | None:
-    """What happens at a call of a plain function of which every call is common.
+def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any], *, bound: bool = False) -> Caller:
+    """The `__call__` of a wrapper, by the kind of function that `kind` is.
 
-    It is the one fast path: written out with the function's own parameters, so that nothing is packed and unpacked,
-    and leading through nothing but the gate of the limiter. What that does not decide goes the way of all others.
+    It is written out with the function's own parameters where that can be, so that nothing is packed and unpacked.
+    If `bound`, the function is known by its arguments alone, and the one to call is given before them.
     """
-    limiter = guard.common
-    if limiter is None or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return None
-    names = {"limiter": limiter, "exceeded": limiter.exceeded, "function": function, "listeners": listeners}
-    if inspect.iscoroutinefunction(function):
-        return compile_call(function, guard.questions, _ASYNC_CALL, names | {"admit": guard.admit_common_async})
-    return compile_call(function, guard.questions, _PLAIN_CALL, names | {"admit": guard.admit_common})
+    names: dict[str, Any] = {"guard": guard} if bound else {"guard": guard, "function": function}
+    is_async = _is_kind(kind, inspect.iscoroutinefunction)
+    if _is_kind(kind, inspect.isasyncgenfunction):
+        template, names["run"] = _ITERATE, _run_async_generator
+    elif _is_kind(kind, inspect.isgeneratorfunction):
+        template, names["run"] = _ITERATE, _run_generator
+    else:
+        if guard.common is None:
+            template, more = _CALL, _names_of_call(guard, is_async)
+        else:
+            template, more = _COMMON_CALL, _names_of_common_call(guard, guard.common, is_async)
+        template, names = template.format_map(_ASYNC if is_async else _SYNC), names | more
+    if is_async:
+        template += _CALL_ASYNC
+    return compile_call(function, guard.questions, template, names, bound=bound)
+
+
+def _names_of_common_call(guard: Guard, limiter: Limiter, is_async: bool) -> dict[str, Any]:
+    admit = guard.admit_common_async if is_async else guard.admit_common
+    return {"listeners": listeners, "limiter": limiter, "exceeded": limiter.exceeded, "admit": admit}
+
+
+def _names_of_call(guard: Guard, is_async: bool) -> dict[str, Any]:
+    return {
+        "admit_at_once": guard.admit_at_once,
+        "enter": guard.enter_async if is_async else guard.enter,
+        "begin": begin,
+        "deliver": deliver,
+        "InterruptedCall": InterruptedCall,
+        "end": end,
+    }
 
 
 def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:
@@ -197,77 +247,33 @@ def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:
     return test(function) or (not inspect.isroutine(function) and test(type(function).__call__))
 
 
-def _function_caller(function: Callable[..., Any], guard: Guard) -> Caller:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        entered = guard.enter(args, kwargs)
-        if entered is None:
-            return function(*args, **kwargs)
-        token = None
-        try:
-            token = begin(entered)
-            result = deliver(entered, function(*args, **kwargs))
-        except BaseException as error:
-            entered.__class__ = InterruptedCall  # a second interrupt may come before this is settled
-            entered.fail(error)
-            entered.flush()
-            raise
-        finally:
-            end(token)
-        entered.flush()
-        return result
-
-    return call
+def _run_generator(
+    guard: Guard, stream: Generator[Any, Any, Any], answers: Sequence[Any], arguments: Sequence[object]
+) -> Generator[Any, Any, Any]:
+    """Admit the call of a generator function, which has made its generator, and run it."""
+    call = guard.admit_at_once(answers, arguments) or guard.enter(answers, arguments)
+    if call is None:
+        return stream
+    try:
+        return first(drive(call, stream))
+    except BaseException:  # an interrupt
+        call.release()
+        raise
 
 
-def _coroutine_caller(function: Callable[..., Any], guard: Guard) -> Caller:
-    async def run(*args: Any, **kwargs: Any) -> Any:
-        entered = await guard.enter_async(args, kwargs)
-        if entered is None:
-            return await function(*args, **kwargs)
-        token = None
-        try:
-            token = begin(entered)
-            result = deliver(entered, await function(*args, **kwargs))
-        except BaseException as error:
-            entered.__class__ = InterruptedCall  # a second interrupt may come before this is settled
-            entered.fail(error)
-            await entered.flush_async()
-            raise
-        finally:
-            end(token)
-        await entered.flush_async()
-        return result
-
-    return lambda *args, **kwargs: run(*args, **kwargs)  # an async `__call__` would look like a callable object's
-
-
-def _generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        stream = function(*args, **kwargs)
-        entered = guard.enter(args, kwargs)
-        if entered is None:
-            return stream
-        try:
-            return first(drive(entered, stream))
-        except BaseException:  # an interrupt
-            entered.release()
-            raise
-
-    return call
-
-
-def _async_generator_caller(function: Callable[..., Any], guard: Guard) -> Caller:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        stream = function(*args, **kwargs)
-        entered, enter_later = guard.enter_now_or_later(args, kwargs)
-        if enter_later is not None:
-            return drive_async(enter_later, None, stream)
-        if entered is None:
-            return stream
-        try:
-            return first_async(drive_async(None, entered, stream))
-        except BaseException:  # an interrupt
-            entered.release()
-            raise
-
-    return call
+def _run_async_generator(
+    guard: Guard, stream: AsyncGenerator[Any, Any], answers: Sequence[Any], arguments: Sequence[object]
+) -> AsyncGenerator[Any, Any]:
+    """The same for an async generator function. If the call must wait, it is admitted at the first item."""
+    call, enter_later = guard.admit_at_once(answers, arguments), None
+    if call is None:
+        call, enter_later = guard.enter_now_or_later(answers, arguments)
+    if enter_later is not None:
+        return drive_async(enter_later, None, stream)
+    if call is None:
+        return stream
+    try:
+        return first_async(drive_async(None, call, stream))
+    except BaseException:  # an interrupt
+        call.release()
+        raise

@@ -115,7 +115,7 @@ def _look_at(kind: type) -> _Look:
     getter = own.get("__getattr__")
     is_model = getattr(getter, "__module__", None) == "pydantic.main"
     computed = None
-    plain = own.get("__getattribute__", object.__getattribute__) in _PLAIN_GETTERS and not is_mapping(kind)
+    plain = is_plainly_read(kind) and not is_mapping(kind)
     if plain and (is_model or (getter is None and kind.__dictoffset__)):
         computed = frozenset(
             name
@@ -127,8 +127,12 @@ def _look_at(kind: type) -> _Look:
     return computed, is_model
 
 
-_PLAIN_GETTERS: Final = (object.__getattribute__, SimpleNamespace.__getattribute__)
-"""How Python itself reads attributes."""
+def is_plainly_read(kind: type) -> bool:
+    """Whether Python itself reads the attributes of a class's objects, but for those that are missing."""
+    return kind.__getattribute__ in _PLAIN_GETTERS
+
+
+_PLAIN_GETTERS: Final[tuple[object, ...]] = (object.__getattribute__, SimpleNamespace.__getattribute__)
 
 _looks: Final[dict[type, _Look]] = {}
 _MOST_KINDS: Final = 1_024

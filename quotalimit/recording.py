@@ -2,46 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextvars import ContextVar, Token
 from enum import Enum
 from numbers import Real
-from types import MappingProxyType
 from typing import Final
 
 from quotalimit.amounts import units_or_none
+from quotalimit.keys import Identity
 from quotalimit.providers import REPORTS, fields_of, read_usage
 from quotalimit.usage import Reading
 
 _MOST_LATEST: Final = 100
 
 
+class Notes:
+    """What was recorded while a call ran, and what usage was read from."""
+
+    __slots__ = ("inside", "latest", "recorded", "sources")
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
+        """Usage, and the objects that it was read from."""
+        self.inside: list[tuple[object, Identity, int]] = []
+        """What nested calls, perhaps in other threads, have charged: the counts, whose they are, and the units."""
+        self.sources: dict[int, object] = {}
+        """The objects that usage was read from, by id: kept alive, for the id of a dead object may come again."""
+        self.latest: dict[int, object] = {}
+        """The last of those that items of a stream were read from."""
+
+
+BLANK: Final = Notes()
+"""The notes of calls for which nothing was noted, as for most. Nothing is ever added to them."""
+
+
 class Recorder:
     """The usage recorded while a call runs, each source once, and the call that it runs in."""
 
-    enclosing: Recorder | None
+    enclosing: Recorder | None = None
     """The call that it runs in."""
 
-    records: bool
+    records = True
     """Whether a token budget is among the call's layers."""
 
     finished = False
 
-    # What few calls have is in the class until then. It is then put in place in one step, for threads may be first
-    # side by side.
-    recorded: Sequence[tuple[Reading, tuple[object, ...]]] = ()
-    _sources: Mapping[int, object] = MappingProxyType({})
-    _latest: Mapping[int, object] = _sources
+    notes: Notes = BLANK
+
+    def _own_notes(self) -> Notes:
+        """The notes, to be added to. They are put in place in one step, for threads may be first side by side."""
+        notes = self.notes
+        if notes is BLANK:
+            notes = self.__dict__.setdefault("notes", Notes())
+        return notes
 
     def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
         """Add a reading, unless one of its sources has been read before."""
         if not self.knows(sources):
-            self.__dict__.setdefault("recorded", []).append((reading, sources))
+            self._own_notes().recorded.append((reading, sources))
             self.remember(sources)
 
+    def record_inside(self, charged: Iterable[tuple[object, Identity, int]]) -> None:
+        """Add what a nested call has charged."""
+        self._own_notes().inside.extend(charged)
+
     def remember(self, sources: Iterable[object]) -> None:
-        """Know these objects from now on. They are kept alive, for the id of a dead object may come again."""
-        known = self.__dict__.setdefault("_sources", {})
+        """Know these objects from now on."""
+        known = self._own_notes().sources
         for source in sources:
             known[id(source)] = source
 
@@ -50,7 +77,7 @@ class Recorder:
 
         An item of a stream is recorded soon after it was yielded, if at all, and there may be a million of them.
         """
-        latest = self.__dict__.setdefault("_latest", {})
+        latest = self._own_notes().latest
         for source in sources:
             latest[id(source)] = source
         if len(latest) > 2 * _MOST_LATEST:
@@ -59,17 +86,12 @@ class Recorder:
 
     def forget(self) -> None:
         """Let go of what was recorded and read."""
-        for kept in ("recorded", "_sources", "_latest"):
-            self.__dict__.pop(kept, None)
-
-    @property
-    def latest(self) -> tuple[object, ...]:
-        """What usage was read from last."""
-        return tuple(self._latest.values())
+        self.__dict__.pop("notes", None)
 
     def knows(self, sources: tuple[object, ...]) -> bool:
         """Whether usage has been read from one of these objects."""
-        return any(id(source) in self._sources or id(source) in self._latest for source in sources)
+        notes = self.notes
+        return any(id(source) in notes.sources or id(source) in notes.latest for source in sources)
 
 
 _running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)

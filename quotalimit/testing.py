@@ -143,10 +143,9 @@ def assert_no_holds(*limited: Limited | Store) -> None:
 
 def _assert_none_open(store: Store, places: Iterable[Counts]) -> None:
     for counts in places:
-        for charges in tuple(counts.open.values()):
-            for charge in tuple(charges):  # whoever asks the store next settles what came late
-                store.peek([Claim(counts, charge.identity, charge.limit, 1, 0, False)])
-        held = [charge.held for charges in counts.open.values() for charge in charges]
+        for charge in counts.open.all():  # whoever asks the store next settles what came late
+            store.peek([Claim(counts, charge.identity, charge.limit, 1, 0, False)])
+        held = [charge.held for charge in counts.open.all()]
         assert not held, f"{counts.name}: {len(held)} calls are still open, which hold {sum(held)} units"
 
 

@@ -35,7 +35,7 @@ from quotalimit import (
 )
 from quotalimit._waiting import ThreadBell
 from quotalimit.algorithms import Algorithm
-from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.rows import Rows
 
 from .conftest import STORES, Place

@@ -72,14 +72,18 @@ class CalendarWindow(Algorithm):
         return end - now
 
     def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
-        start, used, mark = self._present(state, now)
+        start, end = self._window
+        if state is None or state[0] != start or not start <= now < end:
+            state = self._present(state, now)
+        start, used, mark = state
         return (start, used + cost, mark), mark
 
     def adjust(self, state: State, mark: Mark, delta: int, now: int) -> State:
         start, used, present = self._present(state, now)
         if mark != present:
             return state
-        return start, max(0, used + delta), mark
+        used += delta
+        return start, used if used > 0 else 0, mark
 
     def redate(self, state: State, now: int) -> State:
         if state is None or state[0] <= now:

@@ -24,15 +24,15 @@ class SlidingWindow(Algorithm):
     their times (8 bytes a call); from the first other cost on, a `Log`. Its mark is the time of the charge.
     """
 
-    __slots__ = ("_period", "_slack")
+    __slots__ = ("_most", "_period")
 
     kind = "sliding"
 
     def __init__(self, rate: Rate | str) -> None:
         super().__init__(rate)
         self._period = self._needs_fixed_period()
-        self._slack = max(8, self.capacity >> 4)
-        """How many calls out of the window are kept, so that they are dropped some at a time."""
+        self._most = self.capacity + max(8, self.capacity >> 4)
+        """How many calls are kept before those out of the window are dropped, some at a time."""
 
     @property
     def period(self) -> int:
@@ -53,15 +53,16 @@ class SlidingWindow(Algorithm):
         return wait if wait > 0 else 0
 
     def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
-        if cost == 1 and (state is None or type(state) is array):
-            if state is None:
-                return array("q", (now,)), now
-            if len(state) - self.capacity > self._slack:
-                del state[: min(len(state) - self.capacity, bisect_right(state, now - self._period))]
-            state.append(now)
-            return state, now
-        if cost == 0 and (state is None or type(state) is array):
-            return state, now
+        if state is None or type(state) is array:
+            if cost == 1:
+                if state is None:
+                    return array("q", (now,)), now
+                if len(state) > self._most:
+                    del state[: min(len(state) - self.capacity, bisect_right(state, now - self._period))]
+                state.append(now)
+                return state, now
+            if cost == 0:
+                return state, now
         log = Log.of(state)
         mark = now + log.shift
         log.trim(mark - self._period)
@@ -75,7 +76,7 @@ class SlidingWindow(Algorithm):
         if spare >= 0:
             if state[spare] > now - self._period:
                 return None
-            if spare > self._slack:
+            if len(state) > self._most:
                 del state[:spare]
         state.append(now)
         return state

@@ -73,9 +73,6 @@ class Charge:
     charges that it borrowed from, `borrowed` of each.
     """
 
-    borrowed: dict[Charge, int] = NOTHING
-    open = True
-
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, mark: Mark, taken: int) -> None:
         self.counts = counts
         self.identity = identity
@@ -83,6 +80,8 @@ class Charge:
         self.mark = mark
         self.taken = taken
         self.held = taken
+        self.borrowed = NOTHING
+        self.open = True
 
     def borrow(self, borrowed: dict[Charge, int]) -> None:
         """Hold what was borrowed, too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import copy
 
 from quotalimit.algorithms.base import NEVER, Algorithm, State
@@ -11,30 +11,44 @@ from quotalimit.keys import Identity
 from quotalimit.stores.base import Charge, Claim, decide
 
 
-class OpenCharges(dict[Identity, set[Charge]]):
-    """The charges that are open on the counts of a limit, by identity."""
+class OpenCharges(dict[Identity, Charge | set[Charge]]):
+    """The charges that are open on the counts of a limit, by identity. One by itself, as mostly, is in no set."""
+
+    def of(self, identity: Identity) -> Collection[Charge]:
+        """The open charges of an identity."""
+        charges = self.get(identity)
+        if charges is None:
+            return ()
+        return charges if isinstance(charges, set) else (charges,)
+
+    def all(self) -> list[Charge]:
+        """The open charges of everybody."""
+        return [charge for identity in tuple(self) for charge in tuple(self.of(identity))]  # others may be at work
 
     def hold(self, identity: Identity, charge: Charge) -> None:
         """Note that a charge is open."""
-        charges = self.get(identity)
-        if charges is None:
-            self[identity] = {charge}
-        else:
+        charges = self.setdefault(identity, charge)
+        if isinstance(charges, set):
             charges.add(charge)
+        elif charges is not charge:
+            self[identity] = {charges, charge}
 
     def release(self, identity: Identity, charge: Charge) -> None:
         """Note that a charge is open no longer."""
         charges = self.get(identity)
-        if charges is not None:
+        if charges is charge:
+            del self[identity]
+        elif isinstance(charges, set):
             charges.discard(charge)
             if not charges:
                 del self[identity]
 
     def forget(self, identity: Identity) -> None:
         """Close the charges of an identity: their settlements will do nothing."""
-        for charge in self.pop(identity, ()):
+        for charge in self.of(identity):
             charge.open = False
             charge.held = 0
+        self.pop(identity, None)
 
 
 def needed(claim: Claim) -> int:

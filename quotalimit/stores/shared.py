@@ -45,7 +45,7 @@ class SharedCounts:
 
     def charges(self, identity: Identity) -> Iterable[Charge]:
         """The charges of an identity that this process holds open."""
-        return self.open.get(written(identity), ()) if self.open else ()
+        return self.open.of(written(identity)) if self.open else ()
 
     def opened(self, charge: Charge) -> None:
         """Note that a charge is open."""

@@ -1,0 +1,119 @@
+"""Common calls: the fast way of a call through several layers, from its keys to its settlement.
+
+A call is common if nothing is special about it: every layer asks for its key alone, all count on one store, everything
+fits, nobody waits, listens or collects decisions, and no other call runs around it. Whatever is special, a refusal
+first of all, goes the way of all others, which decides alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from quotalimit._calls import Call
+from quotalimit._layers import Layer, TokenLayer
+from quotalimit.amounts import MAX_UNITS
+from quotalimit.events import listeners
+from quotalimit.keys import Key
+from quotalimit.limiters import Limiter
+from quotalimit.recording import BLANK, running
+from quotalimit.settlement import Settlement
+from quotalimit.stores.base import Ask, Charge, Gates, Store
+
+AdmitAtOnce: TypeAlias = Callable[[Sequence[Key], Sequence[object]], Call | None]
+"""What admits common calls, given the keys and the arguments."""
+
+
+def never(_keys: Sequence[Key], _arguments: Sequence[object]) -> None:
+    """Admits no call: none of the function's is common."""
+
+
+class Gatekeeper:
+    """Admits the common calls of one guard. It only ever admits."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._holding = [layer for layer in layers if layer.holds]
+        self._records = any(layer.borrows for layer in layers)
+        self._bound: tuple[int, Store | None, Gates | None] = (-1, None, None)
+        """When the limiters were found, in unbindings; their store if it is one, and its gates. One value, for threads
+        replace it."""
+
+    @staticmethod
+    def serves(layers: Sequence[Layer]) -> bool:
+        """Whether the calls of a function are of this kind, and are settled."""
+        if len({layer.limiter.name for layer in layers}) < len(layers):
+            return False
+        simple = all(len(layer.limiter.limits) == 1 and not (layer.asks or layer.patience) for layer in layers)
+        return simple and any(layer.holds for layer in layers)
+
+    def admit(self, keys: Sequence[Key], arguments: Sequence[object]) -> Call | None:
+        """Admit a call at once; None, with nothing charged, if it is to be asked in the way of all others."""
+        unbindings, store, gates = self._bound
+        if unbindings != Limiter.unbindings:
+            self._bind()
+            return None
+        if store is None or gates is None or listeners or running() is not None:
+            return None
+        charges: list[Charge] = []
+        try:
+            if not gates(keys, charges):
+                return None
+            return CommonCall(self._records, self._holding, store, charges, arguments)
+        except BaseException:  # an interrupt
+            store.settle([(charge, 0) for charge in charges])
+            raise
+
+    def _bind(self) -> None:
+        """Look for the store of the limiters, which changes with the default."""
+        unbindings = Limiter.unbindings
+        bindings = [layer.limiter.bound() for layer in self._layers]
+        store = bindings[0].store
+        asks = [
+            Ask(*binding.places[0], *layer.amounts, layer.holds)
+            for layer, binding in zip(self._layers, bindings, strict=True)
+        ]
+        one = all(binding.store is store for binding in bindings)
+        self._bound = (unbindings, store, store.gates(asks)) if one else (unbindings, None, None)
+
+
+class CommonCall(Call):
+    """A call that is settled by its result, if one budget is all that it holds and nothing was recorded meanwhile."""
+
+    def __init__(
+        self,
+        records: bool,
+        layers: Sequence[Layer],
+        store: Store,
+        charges: Sequence[Charge],
+        arguments: Sequence[object],
+    ) -> None:
+        self.records = records
+        self._layers = layers
+        self._store = store
+        self._charges = charges
+        self._arguments = arguments
+        self._ends = [None]
+
+    def finish(self, result: object = None) -> list[Settlement]:
+        """Settle a call that returned."""
+        if self._parts is not None or self.notes is not BLANK or listeners or len(self._charges) > 1:
+            return super().finish(result)
+        (layer,) = self._layers
+        if not isinstance(layer, TokenLayer):
+            return super().finish(result)
+        try:
+            if not self._end():
+                return []
+            reading = layer.read(result)
+            used = None if reading is None else layer.weigh(reading)
+            if used is None:
+                self._result = result
+                return self._settle(None)
+            self._store.settle(((self._charges[0], min(used, MAX_UNITS)),))
+            self._arguments = ()
+            self._is_settled = True
+            return []
+        except BaseException:  # an interrupt, or no stack left
+            self._reopen()
+            raise

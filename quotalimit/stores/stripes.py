@@ -1,0 +1,73 @@
+"""Locks for the counts in memory, and settlements that came while these were taken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import Final, TypeVar
+
+from quotalimit import clock
+from quotalimit.errors import StoreUnavailable
+from quotalimit.stores.base import Charge
+
+T = TypeVar("T")
+
+STRIPES: Final = 1_024
+"""How many there are: enough to behave like a lock for each identity."""
+
+
+class Stripe:
+    """A lock for the identities that fall on it, and the settlements that came while it was taken.
+
+    A finalizer or a signal handler may run anywhere, even in the thread that holds the lock, in the middle of what it
+    does. So settling never waits for the lock: whoever takes it next settles what is late before anything else. And
+    nothing else is done if the lock is this thread's already. `latest` is the latest time at which anything was
+    counted: from then on, no state needs to be re-dated.
+    """
+
+    __slots__ = ("is_mine", "late", "latest", "lock", "tries")
+
+    def __init__(self) -> None:
+        self.late: list[tuple[Charge, int]] = []
+        self.latest = 0
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        self.lock = threading.RLock()
+        self.is_mine: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
+        self.tries: Iterator[bool] = map(self.lock.acquire, repeat(False))
+        """Takes the lock at each turn, if it is free. Unlike a call, a loop lets no interrupt come between taking it
+        and the `try`."""
+
+    def settle(self, wait: bool = True) -> None:
+        """Close the charges in `late`, if need be at a later time. The lock must be held."""
+        now = clock.now()
+        has_stepped_back = now < self.latest
+        if not has_stepped_back:
+            self.latest = now
+        late = self.late
+        for _ in range(len(late)):
+            charge, used = settlement = late[0]
+            try:
+                if charge.open and not charge.counts.close(charge, used, now, has_stepped_back, wait):
+                    late.append(settlement)
+            except Exception:  # of an algorithm: it is raised once, and not for whoever comes here later
+                del late[0]
+                raise
+            del late[0]  # only now, for an interrupt may come at any moment
+
+
+def locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
+    """Do something while all locks are held. Only `with` takes a lock so that no interrupt can leave it taken."""
+    if stripes[0].is_mine():
+        raise reentered()
+    with stripes[0].lock:
+        return do() if len(stripes) == 1 else locked(stripes[1:], do)
+
+
+def reentered() -> StoreUnavailable:
+    return StoreUnavailable(
+        "a finalizer or a signal handler made a limited call, or a peek or reset, while its thread was in the middle "
+        "of counting another: let it only note what is to be done, and call later"
+    )
