@@ -64,8 +64,8 @@ def compile_call(
 ) -> Callable[..., Any]:
     """A function around another, written by a template.
 
-    In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` what it was called
-    with, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}` begins the names that the
+    In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` all arguments, defaults
+    applied, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}` begins the names that the
     template brings, its own and `names`. The parameters are those of a plain function, so that nothing is packed and
     unpacked, and the exact call of any other. If `bound`, what is to be called, which knows the first argument already,
     comes before all arguments and is called `{_}function`.
@@ -74,7 +74,8 @@ def compile_call(
     is_plain = type(function) is FunctionType and not any(hasattr(function, name) for name in _LOOKS_OTHERWISE)
     if is_plain and not written.exact and not bound:
         return written.compile(template, names, written.plain())
-    names = names | {"answer": compile_questions(function, questions)}
+    values = written.compile("def {title}({parameters}):\n    return ({values})\n", {}, written.plain())
+    names = names | {"answer": compile_questions(function, questions), "value": values}
     return written.compile(template, names, written.exactly(bound))
 
 
@@ -141,8 +142,8 @@ class _Written:
         """The form that takes any call, and passes it on as it is."""
         before = f"{self.prefix}function, /, " if bound else ""
         arguments = "*args[1:], **kwargs" if bound else "*args, **kwargs"
-        answer = f"{self.prefix}answer(*args, **kwargs)"
-        return _Form(f"{before}*args, **kwargs", arguments, "*args, *kwargs.values()", f"*{answer}, ", f"{answer}[0]")
+        answer, value = (f"{self.prefix}{name}(*args, **kwargs)" for name in ("answer", "value"))
+        return _Form(f"{before}*args, **kwargs", arguments, f"*{value}, ", f"*{answer}, ", f"{answer}[0]")
 
     def compile(self, template: str, names: dict[str, Any], form: _Form) -> Callable[..., Any]:
         """The function that a template makes of the questions."""
@@ -185,7 +186,7 @@ class _Written:
         )
 
     def _values(self) -> str:
-        """All that the function is called with, one after the other."""
+        """All that the function is called with, defaults applied, one after the other."""
         return "".join(_VALUES.get(p.kind, "{}, ").format(name) for name, p in self.signature.parameters.items())
 
 

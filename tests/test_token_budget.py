@@ -387,6 +387,15 @@ def test_rule_8_the_last_resort_is_a_quarter_of_the_text_and_never_nothing(
     assert (settlement.charged, settlement.held, settlement.source) == (tokens, 0, "estimated")
 
 
+@pytest.mark.parametrize("key", ["user", lambda *args, **kwargs: "bob"], ids=["by name", "of the exact call"])
+def test_rule_8_an_estimate_counts_what_a_parameter_has_by_default(key: Any) -> None:
+    @token_budget("1000/day", key=key)
+    def chat(user: str, system: str = "Be brief!") -> None:
+        return None
+
+    assert settlement_of(lambda: chat("bob")).charged == 3  # twelve bytes
+
+
 def test_an_estimate_is_warned_of_once_for_each_function(caplog: pytest.LogCaptureFixture) -> None:
     def chat(user: str, text: str) -> str:
         return text

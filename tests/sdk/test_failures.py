@@ -483,11 +483,11 @@ async def test_rule_11_a_real_call_cancelled_at_any_moment_is_settled_once(reser
     ):
         for steps in range(60):
             budget = TokenBudget("1_000_000/day")
-            begun: list[str] = []
+            begun: list[None] = []
 
             @token_budget(budget, key="user", reserve=reserve)
-            async def chat(user: str, begun: list[str] = begun) -> Any:
-                begun.append(user)
+            async def chat(user: str, begun: list[None] = begun) -> Any:
+                begun.append(None)
                 return await client.chat.completions.create(model="m", messages=HELLO)
 
             task = asyncio.create_task(chat("alice"))
