@@ -689,3 +689,13 @@ def test_rule_21_what_has_been_settled_is_held_no_more_when_the_next_call_is_ask
     assert machine.waiting
     machine.close_a_stream(0, 1)
     assert not machine.waiting
+
+
+def test_rule_14_what_has_refilled_since_a_clock_stepped_back_is_not_given_back_twice(machine: Machine) -> None:
+    machine.decorate((1, 10, Sliding), (40, 60, Bucket), False, 12, (0, 0, 0), True)
+    machine.begin_a_stream("alice", "alice", 0)
+    machine.ask_one_limit("tokens", "alice", 20, 0, False)
+    machine.step_the_clock_back(59)
+    machine.let_time_pass(3)
+    machine.close_a_stream(0, 1)
+    machine.what_is_in_use_is_what_was_charged()
