@@ -200,7 +200,11 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             first = lines.is_first(waiter)
             if first or answer.now >= give_up:
                 lines.announce(claims, waiter)
+                expected = answer.now
                 answer = yield Ask(slept_until)
+                if answer.now < expected:  # the clock stepped back, which gives nobody more patience
+                    began -= expected - answer.now
+                    deadlines = {place: deadline - expected + answer.now for place, deadline in deadlines.items()}
                 if not answer.refusals:
                     return answer
                 give_up = _give_up_at(answer, claims, deadlines)

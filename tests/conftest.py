@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,8 +17,6 @@ from quotalimit.stores.redis import RedisStore
 from quotalimit.stores.sqlite import SQLiteStore
 
 from .stores import servers
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it runs in the background ignore Ctrl-C
 
 
 @pytest.fixture(autouse=True)

@@ -114,11 +114,11 @@ class RedisStore(SharedStore):
             yield from self._write(question, answer)
             return answer
         with self._lock:
+            due = self._due(asked)  # first, for it closes what was settled
             wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
             if question.takes:
                 for want in wants:
                     want.borrow()
-            due = self._due(asked)
         admitted: list[Want] = []
         try:
             for turn in self._turns(wants, question.resets, due):

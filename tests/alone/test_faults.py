@@ -38,7 +38,7 @@ from quotalimit.algorithms import Algorithm
 from quotalimit.recording import running
 from quotalimit.stores import default
 from quotalimit.stores.default import replace_default
-from quotalimit.stores.memory_counts import MemoryCounts
+from quotalimit.stores.memory import MemoryCounts
 from quotalimit.stores.names import Owner
 from quotalimit.stores.sqlite import SQLiteStore
 from tests.helpers import no_lock_is_taken, open_holds, used
