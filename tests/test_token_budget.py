@@ -393,7 +393,7 @@ def test_rule_8_an_estimate_counts_what_a_parameter_has_by_default(key: Any) -> 
     def chat(user: str, system: str = "Be brief!") -> None:
         return None
 
-    assert settlement_of(lambda: chat("bob")).charged == 3  # twelve bytes
+    assert settlement_of(lambda: chat("bob")).charged == 1 + 3  # of three and of nine bytes
 
 
 def test_an_estimate_is_warned_of_once_for_each_function(caplog: pytest.LogCaptureFixture) -> None:
