@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,6 +18,8 @@ from quotalimit.stores.redis import RedisStore
 from quotalimit.stores.sqlite import SQLiteStore
 
 from .stores import servers
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it runs in the background ignore Ctrl-C
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +131,10 @@ def heard() -> Iterator[list[Event]]:
     assert not listeners
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small_heap() -> Iterator[None]:
     """Keep what SDKs and frameworks import and make at first use out of a test's many collections of garbage."""
+    gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()

@@ -26,7 +26,7 @@ def open_holds(limiter: RateLimiter | TokenBudget, *keys: Key) -> int:
     """Holds left open on a limiter of a memory store, after a peek at each key has settled what came late."""
     for key in keys or ("alice",):
         limiter.peek(key)
-    return sum(len(charges) for counts, _ in limiter.bound().places for charges in counts.open.values())
+    return sum(len(counts.open.all()) for counts, _ in limiter.bound().places)
 
 
 def shown(value: object) -> str:

@@ -74,6 +74,9 @@ BASICS = {"rate", "decision", "errors", "clock", "keys"}
 SHARED = {"stores.charges", "stores.outage", "stores.settlements", "stores.shared", "stores.writer"}
 """What stores that wait for I/O have in common."""
 
+MEMORY = {"stores.memory_counts", "stores.memory_gates", "stores.stripes"}
+"""What a memory store is made of."""
+
 STORES = {"stores.base", "stores.several", "stores.names", "stores.memory", "stores.default", "stores"}
 
 READERS = {"amounts", "providers", "usage"}
@@ -89,7 +92,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rate": {"errors"},
     "usage": {"amounts"},
     "providers": {"amounts", "usage"},
-    "recording": READERS,
+    "recording": {*READERS, "keys"},
     "estimation": READERS,
     "failures": {*READERS, "errors"},
     "algorithms.base": {"errors", "rate"},
@@ -108,7 +111,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores.names": {*BASICS, "algorithms.base"},
     "stores.base": {*BASICS, "_waiting", "algorithms.base", "stores.names"},
     "stores.charges": {*BASICS, "stores.base", "algorithms.base"},
-    "stores.memory": {*BASICS, "stores.base", "stores.charges", "stores.names", "algorithms.base"},
+    "stores.stripes": {*BASICS, "stores.base"},
+    "stores.memory_counts": {*BASICS, "stores.base", "stores.charges", "stores.stripes", "algorithms.base"},
+    "stores.memory_gates": {*BASICS, "stores.base", "stores.memory_counts", "stores.stripes", "algorithms.base"},
+    "stores.memory": {*BASICS, *MEMORY, "stores.base", "stores.charges", "stores.names", "algorithms.base"},
     "stores.settlements": {*BASICS, "stores.base", "stores.charges", "algorithms.base"},
     "stores.outage": {*BASICS, "events"},
     "stores.writer": {"_waiting"},
@@ -127,11 +133,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_arguments": {"errors"},
     "_layers": {*BASICS, *STORES, *READERS, "_arguments", "failures", "limiters"},
     "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "events", "failures", "recording", "settlement"},
-    "_guard": {*BASICS, *STORES, "_arguments", "_calls", "_layers", "_waiting", "events", "limiters", "recording"},
-    "_trial": {"_arguments", "_calls", "_guard", "_layers", "errors"},
+    "_common": {"_calls", "_layers", "amounts", "events", "keys", "limiters", "recording", "settlement", "stores.base"},
+    "_guard": {
+        *BASICS,
+        *STORES,
+        "_arguments",
+        "_calls",
+        "_common",
+        "_layers",
+        "_waiting",
+        "events",
+        "limiters",
+        "recording",
+    },
+    "_trial": {"_calls", "_common", "_guard", "_layers", "errors"},
     "_generators": {"_guard", "_calls", "recording"},
     "_bodies": {"_calls", "_generators"},
-    "_streams": {"_bodies", "_guard", "_calls", "_generators", "recording"},
+    "_streams": {"_bodies", "_guard", "_calls", "_generators", "providers", "recording"},
     "_wrapping": {
         "_arguments",
         "_guard",
@@ -140,6 +158,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_generators",
         "_streams",
         "_trial",
+        "limiters",
         "events",
         "recording",
     },

@@ -72,7 +72,7 @@ def in_threads(work: Callable[[int], Any], threads: int = THREADS) -> list[Any]:
 
 def open_holds(limiter: Limiter) -> list[Any]:
     """The open holds of a limiter, on all its limits."""
-    return [hold for counts, _ in limiter.bound().places for holds in counts.open.values() for hold in holds]
+    return [hold for counts, _ in limiter.bound().places for hold in counts.open.all()]
 
 
 def used(limiter: Limiter, key: str) -> int:

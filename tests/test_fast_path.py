@@ -22,6 +22,7 @@ from quotalimit import (
     configure,
     limiters_of,
     rate_limited,
+    record_usage,
     token_budget,
 )
 from quotalimit._waiting import Line
@@ -86,9 +87,15 @@ def test_what_is_special_is_left_to_the_general_path(special: str, default_store
         assert acquire.called
 
 
-LAYERS = st.tuples(st.sampled_from(LIMITS), st.sampled_from(LIMITS), st.sampled_from([None, 0, 3]))
+LAYERS = st.tuples(
+    st.sampled_from(LIMITS),
+    st.sampled_from(LIMITS),
+    st.sampled_from([(), ConnectionError]),
+    st.sampled_from([None, 0, 3]),
+)
+USES = st.none() | st.integers(-1, 6)
 CALLS = st.lists(
-    st.tuples(STEPS, st.sampled_from(["1.1.1.1", "2.2.2.2"]), st.sampled_from(["alice", 7]), st.integers(-1, 6)),
+    st.tuples(STEPS, st.sampled_from(["1.1.1.1", "2.2.2.2"]), st.sampled_from(["alice", 7]), USES, USES),
     max_size=40,
 )
 
@@ -96,31 +103,33 @@ CALLS = st.lists(
 @given(LAYERS, CALLS)
 @settings(deadline=None, max_examples=80)
 def test_several_layers_are_decided_and_settled_as_by_the_general_path(
-    layers: tuple[Any, Any, int | None], calls: list[tuple[int, str, Any, int]]
+    layers: tuple[Any, Any, Any, int | None], calls: list[tuple[int, str, Any, int | None, int | None]]
 ) -> None:
-    """A call that used -1 fails; the others report what they used."""
-    by_ip, by_user, reserve = layers
+    """A call that used -1 fails; the others report or record what they used, both, or neither."""
+    by_ip, by_user, refund_on, reserve = layers
     configure(store=MemoryStore())
 
     def decorated() -> Callable[..., Any]:
         @rate_limited(by_ip, key="ip")
-        @rate_limited(by_user, key="user", refund_on=ConnectionError)
+        @rate_limited(by_user, key="user", refund_on=refund_on)
         @token_budget(SlidingWindow("12/minute"), key="user", reserve=reserve)
-        def chat(ip: str, user: object, tokens: int) -> Any:
-            if tokens < 0:
+        def chat(ip: str, user: object, tokens: int | None, recorded: int | None) -> Any:
+            if recorded is not None:
+                record_usage(abs(recorded))
+            if tokens == -1:
                 raise ConnectionError
-            return reply(tokens)
+            return None if tokens is None else reply(tokens)
 
         return chat
 
     fast, general = decorated(), decorated()
     clock = [1_700_000_000_000_000]
     with at(clock):
-        for step, ip, user, tokens in calls:
+        for step, ip, user, *used in calls:
             clock[0] += step
-            one = end_of(lambda: fast(ip, user, tokens))  # noqa: B023 - called at once
+            one = end_of(lambda: fast(ip, user, *used))  # noqa: B023 - called at once
             with collect_decisions():
-                other = end_of(lambda: general(ip, user, tokens))  # noqa: B023
+                other = end_of(lambda: general(ip, user, *used))  # noqa: B023
             assert one == other
             for mine, its, key in zip(limiters_of(fast), limiters_of(general), (ip, user, user), strict=True):
                 assert mine.peek(key).used == its.peek(key).used

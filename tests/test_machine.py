@@ -38,7 +38,7 @@ from quotalimit import (
 )
 from quotalimit._waiting import FOREVER, Lines
 from quotalimit.algorithms import Algorithm
-from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.rows import Rows
 
 from .callers import Caller, Callers, ThreadCaller

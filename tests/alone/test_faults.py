@@ -38,7 +38,7 @@ from quotalimit.algorithms import Algorithm
 from quotalimit.recording import running
 from quotalimit.stores import default
 from quotalimit.stores.default import replace_default
-from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.names import Owner
 from quotalimit.stores.sqlite import SQLiteStore
 from tests.helpers import no_lock_is_taken, open_holds, used
@@ -227,12 +227,10 @@ class Collecting(CalendarWindow):
 
 
 @pytest.fixture
-def _no_collections() -> Iterator[None]:
+def _no_collections(small_heap: None) -> Iterator[None]:
     gc.disable()
     gc.collect()
-    gc.freeze()  # what is there before is not looked at sixty times
     yield
-    gc.unfreeze()
     gc.enable()
 
 

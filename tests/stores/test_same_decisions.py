@@ -30,7 +30,7 @@ from quotalimit import (
 )
 from quotalimit._waiting import ThreadBell
 from quotalimit.stores import journal
-from quotalimit.stores.memory import MemoryCounts
+from quotalimit.stores.memory_counts import MemoryCounts
 
 from ..conftest import STORES
 
