@@ -344,6 +344,20 @@ async def test_rule_6_behind_a_line_retry_after_counts_those_ahead(crowd: Crowd,
     await ended(first)
 
 
+@pytest.mark.parametrize("newcomer", [2, 3])
+async def test_rule_6_behind_a_line_retry_after_is_when_there_is_room_for_both(clock: Any, newcomer: int) -> None:
+    """Three units come back at T0 + 60, three at T0 + 70 and two at T0 + 80; the head starts with the first."""
+    limiter = RateLimiter("10/minute")
+    for units in (3, 3, 2):
+        limiter.acquire("alice", units)
+        clock.shift(10)
+    head = await start(limiter.acquire_async("alice", 4, wait=math.inf))
+    with pytest.raises(RateLimitExceeded) as refused:
+        limiter.acquire("alice", newcomer)
+    assert refused.value.retry_after == 40.0
+    await stop(head)
+
+
 @pytest.mark.parametrize("wait", [-1, math.nan, True, "1", None])
 def test_a_wait_that_is_no_time_is_refused(wait: Any) -> None:
     with pytest.raises(ValueError, match="wait"):
@@ -493,6 +507,26 @@ async def test_rule_6_a_newcomer_goes_before_a_head_that_another_key_keeps_waiti
         with pytest.raises(RateLimitExceeded):
             await ended(call)
     await stop(head)
+
+
+@pytest.mark.parametrize(("head", "newcomer", "goes_first"), [(5, 5, True), (6, 5, False)])
+async def test_rule_6_a_newcomer_goes_before_a_head_that_is_late_if_there_is_room_for_both(
+    clock: Any, head: int, newcomer: int, goes_first: bool
+) -> None:
+    """The head, due at T0 + 60 or 70, sleeps on while the clock is moved: it starts at any moment."""
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", 5)
+    clock.shift(10)
+    limiter.acquire("alice", 5)
+    waiting = await start(limiter.acquire_async("alice", head, wait=math.inf))
+    clock.shift(65)
+    if goes_first:
+        assert limiter.acquire("alice", newcomer)
+    else:
+        with pytest.raises(RateLimitExceeded) as refused:
+            limiter.acquire("alice", newcomer)
+        assert refused.value.retry_after == 1e-6
+    await stop(waiting)
 
 
 COSTS = st.integers(0, 10)

@@ -73,7 +73,7 @@ def refusal_of(claim: Claim, state: State, now: int, charges: Iterable[Charge] =
             wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
         if charges and _fits_without(charges, limit, state, need, now):
             reason = "busy"
-    return decide(claim, state, now, None if wait >= NEVER else wait, reason)
+    return decide(claim, state, now, wait, reason)
 
 
 def lend(claim: Claim) -> dict[Charge, int]:
