@@ -509,17 +509,21 @@ async def test_rule_6_a_newcomer_goes_before_a_head_that_another_key_keeps_waiti
     await stop(head)
 
 
+TEN = [SlidingWindow("10/minute"), CalendarWindow("10/minute"), TokenBucket("10/minute")]
+
+
 @pytest.mark.parametrize(("head", "newcomer", "goes_first"), [(5, 5, True), (6, 5, False)])
+@pytest.mark.parametrize("limit", TEN, ids=lambda limit: limit.kind)
 async def test_rule_6_a_newcomer_goes_before_a_head_that_is_late_if_there_is_room_for_both(
-    clock: Any, head: int, newcomer: int, goes_first: bool
+    clock: Any, limit: Algorithm, head: int, newcomer: int, goes_first: bool
 ) -> None:
-    """The head, due at T0 + 60 or 70, sleeps on while the clock is moved: it starts at any moment."""
-    limiter = RateLimiter("10/minute")
-    limiter.acquire("alice", 5)
-    clock.shift(10)
-    limiter.acquire("alice", 5)
+    """The head sleeps on while the clock is moved far beyond its time: it starts at any moment."""
+    limiter = RateLimiter(limit)
+    for _ in range(2):
+        limiter.acquire("alice", 5)
+        clock.shift(10)
     waiting = await start(limiter.acquire_async("alice", head, wait=math.inf))
-    clock.shift(65)
+    clock.shift(60)
     if goes_first:
         assert limiter.acquire("alice", newcomer)
     else:
@@ -527,6 +531,28 @@ async def test_rule_6_a_newcomer_goes_before_a_head_that_is_late_if_there_is_roo
             limiter.acquire("alice", newcomer)
         assert refused.value.retry_after == 1e-6
     await stop(waiting)
+
+
+@pytest.mark.parametrize(("second", "goes_first"), [(2, True), (3, False)])
+async def test_rule_6_all_that_a_newcomer_takes_of_one_count_counts_for_the_head(
+    clock: Any, second: int, goes_first: bool
+) -> None:
+    """When the 5 units come back, the head has room beside 4 others, and not beside 5."""
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", 5)
+    clock.shift(1)
+    head = await start(limiter.acquire_async("alice", 6, wait=math.inf))
+
+    @rate_limited(limiter, key="user", cost=2)
+    @rate_limited(limiter, key="user", cost=second)
+    def call(user: str) -> None: ...
+
+    if goes_first:
+        call("alice")
+    else:
+        with pytest.raises(RateLimitExceeded):
+            call("alice")
+    await stop(head)
 
 
 COSTS = st.integers(0, 10)
