@@ -555,6 +555,20 @@ async def test_rule_6_all_that_a_newcomer_takes_of_one_count_counts_for_the_head
     await stop(head)
 
 
+async def test_rule_6_a_call_that_has_just_come_to_the_head_is_not_thought_to_start_before_its_time(clock: Any) -> None:
+    """The call behind the head was going to start at T0 + 60; it has not asked since the head left."""
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", 8)
+    clock.shift(1)
+    first = await start(limiter.acquire_async("alice", 10, wait=math.inf))
+    second = await start(limiter.acquire_async("alice", 9, wait=math.inf))
+    first.cancel()
+    await asyncio.sleep(0)
+    assert first.done()
+    assert limiter.allow("alice")
+    await stop(first, second)
+
+
 COSTS = st.integers(0, 10)
 
 
@@ -791,9 +805,10 @@ def test_rule_6_a_keyboard_interrupt_leaves_no_trace(clock: Any, through: str) -
     limiter.acquire("alice")
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupted:
         limiter.acquire("alice", wait=math.inf) if through == "limiter" else chat("alice")
     thread.join()
+    assert interrupted.traceback  # keeps all that the call had in hand
     assert not store.lines
     assert limiter.peek("alice").used == 1
     limiter.reset("alice")
