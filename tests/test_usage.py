@@ -82,7 +82,7 @@ def test_rule_17_what_adds_up_goes_together_with_running_totals() -> None:
 
 
 def test_rule_8_what_is_written_after_a_number_was_told_is_not_estimated_beside_it() -> None:
-    assert charged([5, "a text of more than one token", 6, "and another"], usage=lambda item: item) == 11
+    assert charged([500, "a text of more than one token", 600, "and another"], usage=by_itself) == 1_100
 
 
 def test_rule_8_an_item_that_was_recorded_and_is_told_as_a_number_counts_once() -> None:

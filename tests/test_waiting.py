@@ -35,7 +35,7 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
-from quotalimit._waiting import Lines, Waiter
+from quotalimit._waiting import FOREVER, Ask, Flow, Lines, Sleep, Waiter, wait_for_room
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.stores.base import Answer, Claim
 from tests.helpers import no_lock_is_taken, open_holds
@@ -1206,3 +1206,63 @@ def test_rule_11_a_call_that_waited_on_a_closed_loop_may_be_collected_in_another
         assert not left.is_alive(), "it waits for the lock"
     task.get_coro().close()  # type: ignore[union-attr]
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+# The flow by itself, driven by hand: what it asks, and for how long it sleeps
+
+
+class Alarm:
+    """A bell that nobody hears."""
+
+    alive = True
+
+    def ring(self) -> None: ...
+
+
+def flow_of(limiter: RateLimiter, patience: int) -> tuple[Flow, MemoryStore, list[Claim]]:
+    """The flow of a refused call, its store and what it asks for."""
+    store = limiter.bound().store
+    assert isinstance(store, MemoryStore)
+    counts, limit = limiter.bound().places[0]
+    claims = [Claim(counts, "alice", limit, 1, 1, False)]
+    claims[0].patience = patience
+    return wait_for_room(store.lines, claims, store.acquire(claims), Alarm()), store, claims
+
+
+def test_rule_19_what_was_slept_under_a_frozen_clock_is_forgotten_when_it_steps_back(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    flow, store, claims = flow_of(limiter, FOREVER)
+    asked = next(flow)
+    for expected in (0, 60_000_000):
+        assert isinstance(asked, Ask)
+        assert asked.not_before == (expected and round(T0.timestamp() * 1e6) + expected)
+        slept = flow.send(store.acquire(claims))
+        assert isinstance(slept, Sleep)
+        assert slept.microseconds == 60_000_000
+        if expected:
+            clock.shift(-10)
+        asked = flow.send(False)
+    assert isinstance(asked, Ask)
+    assert asked.not_before == 0
+    flow.close()
+    assert not store.lines
+
+
+def test_rule_6_a_call_that_is_not_the_first_asks_once_when_its_patience_ends(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    head, store, _ = flow_of(limiter, FOREVER)
+    next(head)
+    flow, _, claims = flow_of(limiter, 70_000_000)
+    for shift, rest in ((20, 70), (30, 50), (20, 20)):
+        slept = next(flow) if rest == 70 else flow.send(True)
+        assert isinstance(slept, Sleep)
+        assert slept.microseconds == rest * 1_000_000
+        clock.shift(shift)
+    assert isinstance(flow.send(True), Ask)
+    with pytest.raises(StopIteration) as ended:
+        flow.send(store.acquire(claims))
+    assert claims[0].waited == 70_000_000
+    assert list(ended.value.value.refusals) == [0]
+    head.close()

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from quotalimit import StoreUnavailable
+from quotalimit import Event, StoreUnavailable
 from quotalimit.stores.outage import PAUSE, Outage
 
 ERROR = StoreUnavailable("the store is down")
@@ -73,3 +73,12 @@ def test_that_settlements_wait_is_said_once_for_each_outage(caplog: pytest.LogCa
         outage.say_kept(ERROR)
         outage.end()
         assert len(caplog.records) == 2
+
+
+def test_listeners_are_told_of_the_first_failure_of_each_outage(heard: list[Event]) -> None:
+    outage = Outage(None)
+    for outages in (1, 2):
+        outage.begin(ERROR)
+        outage.begin(ERROR)
+        assert [event.kind for event in heard] == ["store_failed"] * outages
+        outage.end()

@@ -100,12 +100,13 @@ def test_rule_2_stores_after_a_refusal_are_not_asked(call: Callable[..., Any]) -
     assert (used(first), used(second)) == (1, 0)
 
 
-def test_rule_4_the_refusal_of_a_later_store_names_its_layer(call: Callable[..., Any]) -> None:
+def test_rule_4_the_refusal_of_a_later_store_is_that_of_its_layer(call: Callable[..., Any]) -> None:
     outer, inner = limiters("9/day", "9/day")
+    budget = TokenBudget("90/day", store=outer.bound().store)
     last = RateLimiter("1/hour", name="last", store=inner.bound().store)
     last.acquire("alice")
     with pytest.raises(RateLimitExceeded) as refused:
-        call(outer, inner, last)
+        call(budget, inner, last)
     assert refused.value.name == "last"
 
 
@@ -141,16 +142,32 @@ def test_rule_11_a_listener_that_interrupts_an_admission_leaves_no_hold(call: Ca
     assert [open_holds(budget) for budget in budgets] == [0, 0]
 
 
-def test_a_refusal_has_neither_charges_nor_decisions() -> None:
-    first, last = limiters("9/day", "1/day")
-    last.acquire("alice")
+def claims_on(*limiters: RateLimiter) -> Several:
+    """A call of these limiters, each of which holds what it takes."""
     turns = []
-    for limiter in (first, last):
+    for limiter in limiters:
         binding = limiter.bound()
         counts, limit = binding.places[0]
         turns.append((binding.store, [Claim(counts, "alice", limit, 1, 1, True)]))
-    answer = Several(turns).acquire([], report=True)
+    return Several(turns)
+
+
+def test_a_refusal_has_neither_charges_nor_decisions() -> None:
+    first, last = limiters("9/day", "1/day")
+    last.acquire("alice")
+    answer = claims_on(first, last).acquire([], report=True)
     assert (list(answer.refusals), answer.charges, answer.decisions) == ([1], [], [])
+
+
+async def test_rule_2_the_claims_themselves_give_back_what_was_taken_if_a_later_store_cannot_answer() -> None:
+    (first,) = limiters("9/day")
+    several = claims_on(first, RateLimiter("9/day", store=Down()))
+    with pytest.raises(StoreUnavailable):
+        several.acquire([])
+    assert used(first) == 0
+    with pytest.raises(StoreUnavailable):
+        await several.acquire_async([])
+    assert (used(first), open_holds(first)) == (0, 0)
 
 
 async def test_rule_6_a_newcomer_goes_before_a_head_that_another_store_keeps_waiting(
