@@ -85,10 +85,11 @@ def test_rule_8_what_is_written_after_a_number_was_told_is_not_estimated_beside_
     assert charged([500, "a text of more than one token", 600, "and another"], usage=by_itself) == 1_100
 
 
-def test_rule_8_an_item_that_was_recorded_and_is_told_as_a_number_counts_once() -> None:
+@pytest.mark.parametrize("options", [{}, {"usage": lambda item: item.usage.total_tokens}], ids=["read", "number"])
+def test_rule_8_an_item_that_was_recorded_and_tells_its_usage_counts_once(options: dict[str, Any]) -> None:
     def items() -> Iterator[Any]:
         item = reply(12)
         assert record_usage(item)
         yield item
 
-    assert charged(items(), usage=lambda item: item.usage.total_tokens) == 12
+    assert charged(items(), **options) == 12

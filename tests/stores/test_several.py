@@ -170,6 +170,18 @@ async def test_rule_2_the_claims_themselves_give_back_what_was_taken_if_a_later_
     assert (used(first), open_holds(first)) == (0, 0)
 
 
+def test_each_store_settles_its_own_charges(tmp_path: Path) -> None:
+    (first,) = limiters("9/day")
+    store = SQLiteStore(tmp_path / "counts.db")
+    second = RateLimiter("9/day", name="second", store=store)
+    several = claims_on(first, second)
+    answer = several.acquire([])
+    assert (used(first), used(second)) == (1, 1)
+    several.settle([(charge, 0) for charge in answer.charges])
+    assert (used(first), used(second)) == (0, 0)
+    store.close()
+
+
 async def test_rule_6_a_newcomer_goes_before_a_head_that_another_store_keeps_waiting(
     time: time_machine.Traveller,
 ) -> None:
