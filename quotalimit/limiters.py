@@ -151,7 +151,7 @@ class Limiter:
         raise InvalidLimit(f'a limit is written like "20/minute", as a Rate or as an algorithm, not {limit!r}')
 
     @property
-    def terms(self) -> Hashable:
+    def terms(self) -> tuple[Hashable, ...]:
         """What must be equal for two limiters of one name to share their counts."""
         return (type(self).__name__, *self.limits) if self.tiers is None else (type(self).__name__, self.tiers)
 

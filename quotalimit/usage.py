@@ -80,9 +80,6 @@ class Fold:
     count, for some items leave out what others have told; different responses add up.
     """
 
-    told = False
-    """Whether anything was told."""
-
     opened = False
     """Whether what was told last was told before the answer was written."""
 
@@ -92,9 +89,8 @@ class Fold:
     _running: Usage | None = None
     _response: str | None = None
 
-    def add(self, report: Report | int, known: bool = False) -> None:
+    def add(self, report: Report | int, known: bool) -> None:
         """Add what a result or an item told; nothing if that is known from elsewhere."""
-        self.told = True
         if isinstance(report, int):
             self.opened = False
             if not known:

@@ -249,6 +249,14 @@ def test_rule_21_a_redefinition_replaces_and_keeps_the_count(explicit: bool) -> 
     assert admitted(narrower, "bob") == 1
 
 
+def test_rule_21_after_a_redefinition_the_name_has_its_limits() -> None:
+    define("3/day")("alice")
+    define("5/day")("alice")
+    assert RateLimiter("5/day", name="notebook").peek("alice").used == 2
+    with pytest.raises(InvalidLimit, match=r"taken by .*5/day.*, and this is .*3/day"):
+        RateLimiter("3/day", name="notebook").peek("alice")
+
+
 def test_rule_21_a_redefinition_may_change_the_burst_and_keeps_the_count() -> None:
     assert admitted(define(TokenBucket("9/day", burst=2)), "alice") == 2
     assert admitted(define(TokenBucket("9/day", burst=5)), "alice") == 3

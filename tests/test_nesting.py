@@ -171,6 +171,15 @@ def test_rule_9_what_a_nested_call_uses_above_its_hold_is_charged_beside_its_par
     assert used(budget) == 65
 
 
+def test_rule_9_a_single_unit_above_what_a_nested_call_drew_is_charged_when_it_ends(budget: TokenBudget) -> None:
+    def outer() -> None:
+        call(budget, lambda: reply(41), reserve=40)
+        assert used(budget) == 101
+
+    call(budget, outer, reserve=100)
+    assert used(budget) == 41
+
+
 def test_rule_12_a_hold_that_outlives_the_one_it_was_drawn_from_still_makes_the_budget_busy(
     budget: TokenBudget,
 ) -> None:

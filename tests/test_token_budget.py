@@ -206,6 +206,18 @@ def test_a_call_is_refused_as_busy_if_open_holds_are_all_that_stands_in_its_way(
     assert [refusal.retry_after for refusal in refusals] == [half_a_day, half_a_day, None]
 
 
+def test_a_call_for_which_there_is_no_room_beside_what_was_used_is_exhausted_whatever_is_held() -> None:
+    budget = TokenBudget("100/day")
+    budget.charge("alice", 60)
+    with budget.reserve("alice", 20):
+        with pytest.raises(TokenBudgetExceeded) as refused:
+            budget.charge("alice", 41)
+        assert refused.value.reason == "exhausted"
+        with pytest.raises(TokenBudgetExceeded) as refused:
+            budget.charge("alice", 40)
+        assert refused.value.reason == "busy"
+
+
 # Rule 8: what a call used.
 
 

@@ -35,7 +35,7 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
-from quotalimit._waiting import Lines, Waiter
+from quotalimit._waiting import FOREVER, Ask, Flow, Lines, Sleep, Waiter, wait_for_room
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.stores.base import Answer, Claim
 from tests.helpers import no_lock_is_taken, open_holds
@@ -344,6 +344,21 @@ async def test_rule_6_behind_a_line_retry_after_counts_those_ahead(crowd: Crowd,
     await ended(first)
 
 
+@pytest.mark.parametrize("newcomer", [2, 4])
+async def test_rule_6_behind_a_line_retry_after_is_when_there_is_room_for_all_in_it(clock: Any, newcomer: int) -> None:
+    """Three units come back at T0 + 60, three at T0 + 70 and two at T0 + 80; the head starts with the first."""
+    limiter = RateLimiter("10/minute")
+    for units in (3, 3, 2):
+        limiter.acquire("alice", units)
+        clock.shift(10)
+    head = await start(limiter.acquire_async("alice", 4, wait=math.inf))
+    await stop(await start(limiter.acquire_async("alice", 5, wait=math.inf)))  # is in it no more
+    with pytest.raises(RateLimitExceeded) as refused:
+        limiter.acquire("alice", newcomer)
+    assert refused.value.retry_after == 40.0
+    await stop(head)
+
+
 @pytest.mark.parametrize("wait", [-1, math.nan, True, "1", None])
 def test_a_wait_that_is_no_time_is_refused(wait: Any) -> None:
     with pytest.raises(ValueError, match="wait"):
@@ -493,6 +508,66 @@ async def test_rule_6_a_newcomer_goes_before_a_head_that_another_key_keeps_waiti
         with pytest.raises(RateLimitExceeded):
             await ended(call)
     await stop(head)
+
+
+TEN = [SlidingWindow("10/minute"), CalendarWindow("10/minute"), TokenBucket("10/minute")]
+
+
+@pytest.mark.parametrize(("head", "newcomer", "goes_first"), [(5, 5, True), (6, 5, False)])
+@pytest.mark.parametrize("limit", TEN, ids=lambda limit: limit.kind)
+async def test_rule_6_a_newcomer_goes_before_a_head_that_is_late_if_there_is_room_for_both(
+    clock: Any, limit: Algorithm, head: int, newcomer: int, goes_first: bool
+) -> None:
+    """The head sleeps on while the clock is moved far beyond its time: it starts at any moment."""
+    limiter = RateLimiter(limit)
+    for _ in range(2):
+        limiter.acquire("alice", 5)
+        clock.shift(10)
+    waiting = await start(limiter.acquire_async("alice", head, wait=math.inf))
+    clock.shift(60)
+    if goes_first:
+        assert limiter.acquire("alice", newcomer)
+    else:
+        with pytest.raises(RateLimitExceeded) as refused:
+            limiter.acquire("alice", newcomer)
+        assert refused.value.retry_after == 1e-6
+    await stop(waiting)
+
+
+@pytest.mark.parametrize(("second", "goes_first"), [(2, True), (3, False)])
+async def test_rule_6_all_that_a_newcomer_takes_of_one_count_counts_for_the_head(
+    clock: Any, second: int, goes_first: bool
+) -> None:
+    """When the 5 units come back, the head has room beside 4 others, and not beside 5."""
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", 5)
+    clock.shift(1)
+    head = await start(limiter.acquire_async("alice", 6, wait=math.inf))
+
+    @rate_limited(limiter, key="user", cost=2)
+    @rate_limited(limiter, key="user", cost=second)
+    def call(user: str) -> None: ...
+
+    if goes_first:
+        call("alice")
+    else:
+        with pytest.raises(RateLimitExceeded):
+            call("alice")
+    await stop(head)
+
+
+async def test_rule_6_a_call_that_has_just_come_to_the_head_is_not_thought_to_start_before_its_time(clock: Any) -> None:
+    """The call behind the head was going to start at T0 + 60; it has not asked since the head left."""
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", 8)
+    clock.shift(1)
+    first = await start(limiter.acquire_async("alice", 10, wait=math.inf))
+    second = await start(limiter.acquire_async("alice", 9, wait=math.inf))
+    first.cancel()
+    await asyncio.sleep(0)
+    assert first.done()
+    assert limiter.allow("alice")
+    await stop(first, second)
 
 
 COSTS = st.integers(0, 10)
@@ -731,9 +806,10 @@ def test_rule_6_a_keyboard_interrupt_leaves_no_trace(clock: Any, through: str) -
     limiter.acquire("alice")
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupted:
         limiter.acquire("alice", wait=math.inf) if through == "limiter" else chat("alice")
     thread.join()
+    assert interrupted.traceback  # keeps all that the call had in hand
     assert not store.lines
     assert limiter.peek("alice").used == 1
     limiter.reset("alice")
@@ -1130,3 +1206,63 @@ def test_rule_11_a_call_that_waited_on_a_closed_loop_may_be_collected_in_another
         assert not left.is_alive(), "it waits for the lock"
     task.get_coro().close()  # type: ignore[union-attr]
     task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+# The flow by itself, driven by hand: what it asks, and for how long it sleeps
+
+
+class Alarm:
+    """A bell that nobody hears."""
+
+    alive = True
+
+    def ring(self) -> None: ...
+
+
+def flow_of(limiter: RateLimiter, patience: int) -> tuple[Flow, MemoryStore, list[Claim]]:
+    """The flow of a refused call, its store and what it asks for."""
+    store = limiter.bound().store
+    assert isinstance(store, MemoryStore)
+    counts, limit = limiter.bound().places[0]
+    claims = [Claim(counts, "alice", limit, 1, 1, False)]
+    claims[0].patience = patience
+    return wait_for_room(store.lines, claims, store.acquire(claims), Alarm()), store, claims
+
+
+def test_rule_19_what_was_slept_under_a_frozen_clock_is_forgotten_when_it_steps_back(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    flow, store, claims = flow_of(limiter, FOREVER)
+    asked = next(flow)
+    for expected in (0, 60_000_000):
+        assert isinstance(asked, Ask)
+        assert asked.not_before == (expected and round(T0.timestamp() * 1e6) + expected)
+        slept = flow.send(store.acquire(claims))
+        assert isinstance(slept, Sleep)
+        assert slept.microseconds == 60_000_000
+        if expected:
+            clock.shift(-10)
+        asked = flow.send(False)
+    assert isinstance(asked, Ask)
+    assert asked.not_before == 0
+    flow.close()
+    assert not store.lines
+
+
+def test_rule_6_a_call_that_is_not_the_first_asks_once_when_its_patience_ends(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    head, store, _ = flow_of(limiter, FOREVER)
+    next(head)
+    flow, _, claims = flow_of(limiter, 70_000_000)
+    for shift, rest in ((20, 70), (30, 50), (20, 20)):
+        slept = next(flow) if rest == 70 else flow.send(True)
+        assert isinstance(slept, Sleep)
+        assert slept.microseconds == rest * 1_000_000
+        clock.shift(shift)
+    assert isinstance(flow.send(True), Ask)
+    with pytest.raises(StopIteration) as ended:
+        flow.send(store.acquire(claims))
+    assert claims[0].waited == 70_000_000
+    assert list(ended.value.value.refusals) == [0]
+    head.close()

@@ -53,10 +53,19 @@ class OpenCharges(dict[Identity, Charge | set[Charge]]):
 
 def needed(claim: Claim) -> int:
     """The units that must fit: those that earlier claims of the call take, too, less what its lenders hold."""
-    need = claim.need + claim.before
+    return _less_held(claim, claim.need + claim.before)
+
+
+def taken(claim: Claim) -> int:
+    """The units that the count is charged for a claim and for earlier ones of the call."""
+    return _less_held(claim, claim.cost + claim.before)
+
+
+def _less_held(claim: Claim, units: int) -> int:
+    """What of the units is left when the lenders have given what they hold."""
     if claim.lenders:
-        need -= min(need, sum(lender.held for lender in claim.lenders))
-    return need
+        units -= min(units, sum(lender.held for lender in claim.lenders))
+    return units
 
 
 def refusal_of(claim: Claim, state: State, now: int, charges: Iterable[Charge] = ()) -> Decision | None:
@@ -78,7 +87,7 @@ def refusal_of(claim: Claim, state: State, now: int, charges: Iterable[Charge] =
             wait = max(wait, limit.fits(state, min(need + claim.ahead, limit.capacity), now))
         if charges and _fits_without(charges, limit, state, need, now):
             reason = "busy"
-    return decide(claim, state, now, None if wait >= NEVER else wait, reason)
+    return decide(claim, state, now, wait, reason)
 
 
 def lend(claim: Claim) -> dict[Charge, int]:
@@ -130,10 +139,9 @@ def unused(charges: Iterable[Charge]) -> list[tuple[Charge, int]]:
 def _delay(claim: Claim, state: State, need: int, now: int) -> int:
     """How long a claim that fits must wait all the same, not to delay the waiting calls in front of it."""
     limit = claim.limit
-    cost = claim.cost - min(claim.cost, sum(lender.held for lender in claim.lenders))
     for head_need, due in claim.heads:
         start = max(now, due)
-        after, _ = limit.take(copy(state), claim.before + cost, now)
+        after, _ = limit.take(copy(state), taken(claim), now)
         if limit.fits(after, head_need, start):
             wait = limit.fits(state, min(need + claim.ahead, limit.capacity), now)
             return max(wait, start - now, 1)

@@ -21,7 +21,7 @@ class Owner(Protocol):
     @property
     def named(self) -> bool: ...
     @property
-    def terms(self) -> Hashable: ...
+    def terms(self) -> tuple[Hashable, ...]: ...
     @property
     def origin(self) -> str | None: ...
 
@@ -34,9 +34,9 @@ class Names(Generic[T]):
     shared with other processes, those under its default name, which must mean the same function there.
     """
 
-    def __init__(self, *, shared: bool = False) -> None:
+    def __init__(self, *, shared: bool) -> None:
         self._shared = shared
-        self._owners: dict[str, tuple[Hashable, str | None]] = {}
+        self._owners: dict[str, tuple[tuple[Hashable, ...], str | None]] = {}
         self._named: dict[str, dict[Hashable, T]] = {}
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
         self._lock = threading.RLock()  # a finalizer may ask while its own thread does
@@ -90,5 +90,5 @@ class Names(Generic[T]):
         return self._nameless.setdefault(owner, {})
 
 
-def _shown(terms: Hashable) -> str:
-    return ", ".join(map(repr, terms)) if isinstance(terms, tuple) else repr(terms)
+def _shown(terms: tuple[Hashable, ...]) -> str:
+    return ", ".join(map(repr, terms))

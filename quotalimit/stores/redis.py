@@ -17,7 +17,7 @@ from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import LONGEST, Identity
 from quotalimit.stores import outage
 from quotalimit.stores.base import Answer, Charge, Claim
-from quotalimit.stores.charges import give_back, lend, needed, unused
+from quotalimit.stores.charges import give_back, lend, needed, taken, unused
 from quotalimit.stores.links import Links, Node, Talk
 from quotalimit.stores.scripts import Script, script_of, twin_of
 from quotalimit.stores.settlements import Change, SharedCharge, change_of
@@ -398,7 +398,7 @@ class RedisStore(SharedStore):
 class Want:
     """What one claim asks of the server, after the enclosing calls have lent what they could; and what it got."""
 
-    __slots__ = ("borrowed", "claim", "cost", "epoch", "mark", "need", "open", "place")
+    __slots__ = ("borrowed", "claim", "cost", "epoch", "mark", "need", "open", "place", "taken")
 
     def __init__(self, claim: Claim, place: int) -> None:
         self.claim = claim
@@ -407,6 +407,7 @@ class Want:
         self.need = needed(claim)
         if self.need == 0 and claim.lenders:
             self.need = _MET
+        self.taken = taken(claim)
         self.borrowed: dict[Charge, int] = {}
         self.open = [(charge.mark, -units) for charge, units in unused(claim.counts.charges(claim.identity)) if units]
         self.mark = self.epoch = 0
@@ -427,7 +428,7 @@ class Want:
         claim, limit = self.claim, self.claim.limit
         ahead = min(max(self.need, 0) + claim.ahead, limit.capacity)
         numbers = (*address.numbers(limit), *address.edges(limit, here), self.need, self.cost, claim.holds, ahead)
-        packed = _CLAIM.pack(place, *numbers, claim.before + self.cost, len(claim.heads))
+        packed = _CLAIM.pack(place, *numbers, self.taken, len(claim.heads))
         if claim.heads or self.open:
             packed += b"".join(_PAIR.pack(*pair) for pair in (*claim.heads, *self.open))
         return packed

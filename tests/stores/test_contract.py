@@ -14,6 +14,7 @@ from quotalimit import (
     MemoryStore,
     RateLimiter,
     RateLimitExceeded,
+    SlidingWindow,
     Store,
     StoreFull,
     TokenBucket,
@@ -200,3 +201,29 @@ async def test_rule_5_threads_and_tasks_together_are_admitted_exactly_n_times(st
 
     threads = [asyncio.to_thread(lambda: sum(limiter.allow("alice") for _ in range(10))) for _ in range(4)]
     assert sum(await asyncio.gather(tasks(), *threads)) == 50
+
+
+async def test_rule_12_what_one_layer_draws_from_the_parent_does_not_count_against_the_head_for_the_next(
+    store: Store,
+) -> None:
+    """Of the 3 units of the child's outer layer 2 are the parent's. Tomorrow the head has room beside the other."""
+    tokens = budget(store, SlidingWindow("10/day"))
+
+    @token_budget(tokens, key="user", reserve=3)
+    @token_budget(tokens, key="user")
+    async def child(user: str) -> Any:
+        return reply(3)
+
+    @token_budget(tokens, key="user", reserve=2)
+    async def parent(user: str) -> Any:
+        head = asyncio.ensure_future(tokens.charge_async(user, 7, wait=math.inf))
+        while not store.lines:
+            await asyncio.sleep(0.001)
+        try:
+            return await child(user)
+        finally:
+            head.cancel()
+            await asyncio.gather(head, return_exceptions=True)
+
+    await tokens.charge_async("alice", 2)
+    assert await parent("alice")

@@ -27,6 +27,8 @@ from quotalimit import (
     StoreUnavailable,
     TokenBucket,
     TokenBudget,
+    everyone,
+    limiters_of,
     rate_limited,
     store_from_url,
 )
@@ -367,6 +369,21 @@ def test_rule_21_what_has_no_name_that_all_processes_know_is_refused(store: SQLi
         RateLimiter("5/day", store=store)
     named = rate_limited("5/day", key="user", name="local", store=store)(local)
     named("alice")
+
+
+def chat() -> None:
+    """What every process that imports this module knows."""
+
+
+def test_rule_21_a_function_of_a_module_has_a_name_that_all_processes_know(tmp_path: Path) -> None:
+    stores = [SQLiteStore(tmp_path / "counts.db") for _ in range(2)]
+    functions = [rate_limited("5/day", key=everyone, store=store)(chat) for store in stores]
+    for function in functions:
+        function()
+    for function in functions:
+        assert limiters_of(function)[0].peek("everyone").used == 2
+    for store in stores:
+        store.close()
 
 
 def test_rule_21_keys_of_different_types_and_names_with_odd_signs_are_apart(store: SQLiteStore) -> None:

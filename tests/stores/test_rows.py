@@ -1,0 +1,113 @@
+"""Rule 22 for the rows of a file: how long one stays for the holds of other processes, and that it goes after that."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import time_machine
+
+from quotalimit import CalendarWindow, RateLimiter, SlidingWindow, SQLiteStore, TokenBucket, TokenBudget
+from quotalimit.algorithms.base import Algorithm
+from tests.helpers import used
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+LIMITS = [SlidingWindow("100/minute"), CalendarWindow("100/minute"), TokenBucket("100/minute")]
+
+
+@pytest.fixture(autouse=True)
+def time() -> Any:
+    """A clock that stands still until it is moved."""
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+class Process:
+    """A store of its own on the file, as another process has it."""
+
+    def __init__(self, path: Path, limit: Algorithm) -> None:
+        self.store = SQLiteStore(path)
+        self.budget = TokenBudget(limit, name="tokens", store=self.store)
+        self._other = RateLimiter("1M/second", name="other", store=self.store)
+        self._path = path
+
+    def sweep(self) -> None:
+        """Call for somebody else as often as it takes to look at every row."""
+        for _ in range(5):
+            self._other.acquire("somebody else")
+
+    def keys(self) -> int:
+        """The identities for which the file counts tokens."""
+        with sqlite3.connect(self._path) as file:
+            (keys,) = file.execute("SELECT keys FROM counts WHERE name = ?", (b"tokens",)).fetchone()
+            (rows,) = file.execute(
+                "SELECT count(*) FROM states WHERE place = (SELECT id FROM counts WHERE name = ?)", (b"tokens",)
+            ).fetchone()
+        file.close()
+        assert keys == rows
+        return int(rows)
+
+
+@pytest.fixture(params=LIMITS, ids=lambda limit: limit.kind)
+def processes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Process, Process]]:
+    one, other = (Process(tmp_path / "counts.db", request.param) for _ in range(2))
+    yield one, other
+    one.store.close()
+    other.store.close()
+
+
+def test_rule_11_a_hold_that_took_nothing_is_settled_though_other_processes_swept(
+    processes: tuple[Process, Process], time: time_machine.Traveller
+) -> None:
+    one, other = processes
+    hold = one.budget.reserve("alice", 0)
+    time.shift(20)
+    other.sweep()
+    hold.settle(50)
+    one.store.flush()
+    assert used(one.budget) == used(other.budget) == 50
+
+
+def test_a_hold_of_before_a_reset_settles_nothing_for_as_long_as_a_long_call_runs(
+    processes: tuple[Process, Process], time: time_machine.Traveller
+) -> None:
+    one, other = processes
+    hold = one.budget.reserve("alice", 10)
+    other.budget.reset("alice")
+    time.shift(timedelta(hours=23))
+    other.sweep()
+    hold.settle(150)
+    one.store.flush()
+    assert used(one.budget) == used(other.budget) == 0
+
+
+def test_rule_22_a_row_goes_when_nothing_can_come_of_it(
+    processes: tuple[Process, Process], time: time_machine.Traveller
+) -> None:
+    one, other = processes
+    one.budget.reserve("alice", 10).settle(5)
+    one.store.flush()
+    time.shift(59)
+    other.sweep()
+    assert other.keys() == 1
+    time.shift(2)
+    other.sweep()
+    assert other.keys() == 0
+
+
+def test_rule_22_the_row_of_a_reset_goes_a_day_later(
+    processes: tuple[Process, Process], time: time_machine.Traveller
+) -> None:
+    one, other = processes
+    one.budget.charge("alice", 10)
+    one.budget.reset("alice")
+    time.shift(86_399)
+    other.sweep()
+    assert other.keys() == 1
+    time.shift(1)
+    other.sweep()
+    assert other.keys() == 0
