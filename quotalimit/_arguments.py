@@ -28,6 +28,9 @@ _VALUES: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*{}, ", Parameter.V
 _MOST_POSITIONAL: Final = 64
 
 
+_ANSWERS: Final = "def {title}({parameters}):\n    return ({answers})\n"
+_ARGUMENTS: Final = "def {title}({parameters}):\n    return ({values})\n"
+
 _ERRORS: Final[dict[str, type[Exception]]] = {"key": InvalidKey, "limit": InvalidLimit}
 """What is raised for a question that can never be asked, by what it is for; a TypeError for any other."""
 
@@ -41,7 +44,7 @@ def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[st
     for what can never be called.
     """
     written = _Written(function, questions)
-    named: Answers = written.compile("def {title}({parameters}):\n    return ({answers})\n", {}, written.plain())
+    named: Answers = written.compile(_ANSWERS, {}, written.named())
     if not written.exact:
         return named
     whole = written.whole()
@@ -73,8 +76,8 @@ def compile_call(
     written = _Written(function, questions)
     is_plain = type(function) is FunctionType and not any(hasattr(function, name) for name in _LOOKS_OTHERWISE)
     if is_plain and not written.exact and not bound:
-        return written.compile(template, names, written.plain())
-    values = written.compile("def {title}({parameters}):\n    return ({values})\n", {}, written.plain())
+        return written.compile(template, names, written.named())
+    values = written.compile(_ARGUMENTS, {}, written.named())
     names = names | {"answer": compile_questions(function, questions), "value": values}
     return written.compile(template, names, written.exactly(bound))
 
@@ -90,7 +93,7 @@ class _Form(NamedTuple):
     arguments: str
     values: str
     answers: str
-    answer: str = "None"
+    answer: str
 
 
 class _Written:
@@ -132,24 +135,36 @@ class _Written:
         self.exact.append(variable)
         self.sources.append("")
 
-    def plain(self) -> _Form:
+    def named(self) -> _Form:
         """The form with the function's own parameters. Questions that get the exact call are answered by None."""
         answers = [source or "None" for source in self.sources]
         in_order = "".join(f"{answer}, " for answer in answers)
-        return _Form(self._parameters(), self._arguments(), self._values(), in_order, *answers[:1])
+        return _Form(
+            parameters=self._parameters(),
+            arguments=self._arguments(),
+            values=self._values(),
+            answers=in_order,
+            answer=answers[0] if answers else "None",
+        )
 
     def exactly(self, bound: bool) -> _Form:
         """The form that takes any call, and passes it on as it is."""
         before = f"{self.prefix}function, /, " if bound else ""
         arguments = "*args[1:], **kwargs" if bound else "*args, **kwargs"
         answer, value = (f"{self.prefix}{name}(*args, **kwargs)" for name in ("answer", "value"))
-        return _Form(f"{before}*args, **kwargs", arguments, f"*{value}, ", f"*{answer}, ", f"{answer}[0]")
+        return _Form(
+            parameters=f"{before}*args, **kwargs",
+            arguments=arguments,
+            values=f"*{value}, ",
+            answers=f"*{answer}, ",
+            answer=f"{answer}[0]",
+        )
 
     def compile(self, template: str, names: dict[str, Any], form: _Form) -> Callable[..., Any]:
         """The function that a template makes of the questions."""
         namespace = self.names | {f"{self.prefix}{name}": value for name, value in names.items()}
         code = template.format(_=self.prefix, title=self.title, **form._asdict())
-        exec(compile(code, f"<quotalimit: the keys and costs of {self.title}>", "exec"), namespace)
+        exec(compile(code, f"<quotalimit: the call of {self.title}>", "exec"), namespace)
         function: Callable[..., Any] = namespace[self.title]
         return function
 
@@ -157,7 +172,7 @@ class _Written:
         """What answers the questions that get the exact call."""
         answers = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
         form = self.exactly(False)._replace(answers=answers)
-        return self.compile("def {title}({parameters}):\n    return ({answers})\n", {}, form)
+        return self.compile(_ANSWERS, {}, form)
 
     def _parameters(self) -> str:
         header = []

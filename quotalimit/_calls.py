@@ -91,10 +91,11 @@ class Call(Recorder):
     _parts: Sequence[Part] | None = None
     """None for a common call of which nothing more than its result has come to matter."""
 
+    # All that the parts of a common call are made of. It is here because an interrupt makes another kind of call of it.
     _layers: Sequence[Layer]
     _store: Store
     _charges: Sequence[Charge]
-    """What a common call holds, for which layers and where: all that its parts are made of."""
+    _reading: Reading | None = None
 
     def __init__(self, enclosing: Recorder | None, parts: Sequence[Part], arguments: Sequence[object]) -> None:
         self.enclosing = enclosing
@@ -112,6 +113,8 @@ class Call(Recorder):
                 Part(layer, self._store, layer.amounts[1], list(islice(charges, len(layer.limiter.limits))))
                 for layer in self._layers
             ]
+            if self._reading is not None:
+                parts[0].tell(self._reading, False)
             made: Sequence[Part] = self.__dict__.setdefault("_parts", parts)  # in one step, for threads may be first
             return made
         return self._parts

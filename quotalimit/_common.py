@@ -78,7 +78,7 @@ class Gatekeeper:
 
 
 class CommonCall(Call):
-    """A call that is settled by its result, if one budget is all that it holds and nothing was recorded meanwhile."""
+    """A common call, which is settled by its result if one budget is all that it holds and nothing was recorded."""
 
     def __init__(
         self,
@@ -97,23 +97,28 @@ class CommonCall(Call):
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
-        if self._parts is not None or self.notes is not BLANK or listeners or len(self._charges) > 1:
-            return super().finish(result)
-        (layer,) = self._layers
-        if not isinstance(layer, TokenLayer):
+        layer = self._layers[0]
+        if listeners or len(self._layers) > 1 or not isinstance(layer, TokenLayer):
             return super().finish(result)
         try:
             if not self._end():
                 return []
-            reading = layer.read(result)
-            used = None if reading is None else layer.weigh(reading)
-            if used is None:
-                self._result = result
-                return self._settle(None)
-            self._store.settle(((self._charges[0], min(used, MAX_UNITS)),))
-            self._arguments = ()
-            self._is_settled = True
-            return []
+            if self._is_blank():
+                self._reading = reading = layer.read(result)
+                used = None if reading is None else layer.weigh(reading)
+                if used is not None and self._is_blank():
+                    self._store.settle(((self._charges[0], min(used, MAX_UNITS)),))
+                    self._arguments = ()
+                    self._is_settled = True
+                    return []
+            if not self._is_blank():
+                self._read(result)
+            self._result = result
+            return self._settle(None)
         except BaseException:  # an interrupt, or no stack left
             self._reopen()
             raise
+
+    def _is_blank(self) -> bool:
+        """Whether nothing but the result matters. Threads that the call began may record until it is settled."""
+        return self._parts is None and self.notes is BLANK

@@ -30,7 +30,7 @@ class Guard:
         self.layers = tuple(layers)
         self.questions = [question for layer in layers for question in layer.questions.items()]
         """What is asked about a call: the answers, in this order, are what it is entered with."""
-        self.common = _common(self.layers)
+        self.gated = _gated(self.layers)
         """The limiter whose gate admits the common call: one limit, one unit, nothing to settle, no waiting."""
         self.admit_at_once: AdmitAtOnce = Gatekeeper(self.layers).admit if Gatekeeper.serves(self.layers) else never
         """Admits a common call that is to be settled; None, with nothing charged, for any other."""
@@ -61,16 +61,16 @@ class Guard:
                 claim.heads, claim.ahead = (), 0
         return None, partial(admit_async, asked)
 
-    def admit_common(self, key: Key) -> None:
+    def admit_ungated(self, key: Key) -> None:
         """Admit a common call in the way of all others, or raise `LimitExceeded`."""
         admit(Asked(self.layers, (key,), ()))
 
-    async def admit_common_async(self, key: Key) -> None:
-        """The twin of `admit_common`."""
+    async def admit_ungated_async(self, key: Key) -> None:
+        """The twin of `admit_ungated`."""
         await admit_async(Asked(self.layers, (key,), ()))
 
 
-def _common(layers: Sequence[Layer]) -> Limiter | None:
+def _gated(layers: Sequence[Layer]) -> Limiter | None:
     if len(layers) != 1:
         return None
     (layer,) = layers

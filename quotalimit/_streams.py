@@ -62,11 +62,10 @@ def _delivery(kind: type, seen: type) -> Delivery:
 
 
 @lru_cache(maxsize=1_024)
-def _is_plain(kind: type) -> bool:
+def _never_streams(kind: type) -> bool:
     """Whether all objects of a type are delivered as they are, for none of them can look like something else."""
-    looks = (vars(base).get("__class__") for base in kind.__mro__[:-1])
-    is_itself = all(look is None for look in looks) and is_plainly_read(kind)
-    return is_itself and _delivery(kind, kind) is Delivery.AS_IT_IS
+    has_other_looks = any("__class__" in vars(base) for base in kind.__mro__[:-1]) or not is_plainly_read(kind)
+    return not has_other_looks and _delivery(kind, kind) is Delivery.AS_IT_IS
 
 
 def _seen(result: object) -> type:
@@ -81,7 +80,7 @@ def _seen(result: object) -> type:
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
     kind: Any = type(result)
-    if _is_plain(kind):
+    if _never_streams(kind):
         call.finish(result)
         return result
     delivery = _delivery(kind, _seen(result))

@@ -38,7 +38,7 @@ class TrialGuard(Guard):
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__(layers)
-        self.common = None
+        self.gated = None
         self.admit_at_once = never
         self._tried = [layer for layer in layers if not layer.enforced]
         tried, self._enforced = Guard(self._tried), Guard([layer for layer in layers if layer.enforced])

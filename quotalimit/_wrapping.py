@@ -37,7 +37,7 @@ class Guarded(wrapt.CallableObjectProxy):  # type: ignore[type-arg]
     def __init__(self, function: Callable[..., Any], guard: Guard) -> None:
         super().__init__(function)
         self._self_guard = guard
-        self._self_bound_caller: Caller | None = None
+        self._self_bound_callers: dict[tuple[bool, ...], Caller] = {}
 
     def __reduce__(self) -> str:
         name = getattr(self, "__qualname__", None)
@@ -63,10 +63,12 @@ class GuardedDescriptor(Guarded):
     """A guarded function that becomes a method where it stands in a class."""
 
     def _self_caller_of(self, bound: Callable[..., Any]) -> Caller:
-        """What calls this function once it is bound, made at the first such call: only then its kind is known."""
-        if self._self_bound_caller is None:
-            self._self_bound_caller = _caller(self.__wrapped__, self._self_guard, bound, bound=True)
-        return self._self_bound_caller
+        """What calls this function once it is bound: only then its kind is known, and it may be another each time."""
+        kind = tuple(_is_kind(bound, test) for test in _KINDS)
+        caller = self._self_bound_callers.get(kind)
+        if caller is None:
+            caller = self._self_bound_callers[kind] = _caller(self.__wrapped__, self._self_guard, bound, bound=True)
+        return caller
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         function = self.__wrapped__
@@ -150,7 +152,7 @@ def guards_of(function: Any) -> list[Guard]:
     return found
 
 
-_COMMON_CALL: Final = """\
+_GATED_CALL: Final = """\
 {async}def {{title}}({{parameters}}):
     {{_}}key = {{answer}}
     {{_}}verdict = False if {{_}}listeners else {{_}}limiter.gate({{_}}key)
@@ -176,7 +178,7 @@ _CALL: Final = """\
     try:
         {{_}}token = {{_}}begin({{_}}call)
         {{_}}result = {{_}}deliver({{_}}call, {await}{{_}}function({{arguments}}))
-    except BaseException as {{_}}error:
+    except {{_}}BaseException as {{_}}error:
         {{_}}call.__class__ = {{_}}InterruptedCall  # a second interrupt may come before this is settled
         {{_}}call.fail({{_}}error)
         {await}{{_}}call.{flush}()
@@ -200,6 +202,7 @@ _ITERATE: Final = """\
 def {title}({parameters}):
     return {_}run({_}guard, {_}function({arguments}), ({answers}), ({values}))
 """
+"""A call that makes a generator: first of all, so that Python refuses a wrong call before anything is asked."""
 
 
 def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any], *, bound: bool = False) -> Caller:
@@ -215,18 +218,18 @@ def _caller(function: Callable[..., Any], guard: Guard, kind: Callable[..., Any]
     elif _is_kind(kind, inspect.isgeneratorfunction):
         template, names["run"] = _ITERATE, _run_generator
     else:
-        if guard.common is None:
+        if guard.gated is None:
             template, more = _CALL, _names_of_call(guard, is_async)
         else:
-            template, more = _COMMON_CALL, _names_of_common_call(guard, guard.common, is_async)
+            template, more = _GATED_CALL, _names_of_gated_call(guard, guard.gated, is_async)
         template, names = template.format_map(_ASYNC if is_async else _SYNC), names | more
-    if is_async:
+    if is_async and not bound:  # what is given the function to call is nobody's `__call__`
         template += _CALL_ASYNC
     return compile_call(function, guard.questions, template, names, bound=bound)
 
 
-def _names_of_common_call(guard: Guard, limiter: Limiter, is_async: bool) -> dict[str, Any]:
-    admit = guard.admit_common_async if is_async else guard.admit_common
+def _names_of_gated_call(guard: Guard, limiter: Limiter, is_async: bool) -> dict[str, Any]:
+    admit = guard.admit_ungated_async if is_async else guard.admit_ungated
     return {"listeners": listeners, "limiter": limiter, "exceeded": limiter.exceeded, "admit": admit}
 
 
@@ -234,11 +237,15 @@ def _names_of_call(guard: Guard, is_async: bool) -> dict[str, Any]:
     return {
         "admit_at_once": guard.admit_at_once,
         "enter": guard.enter_async if is_async else guard.enter,
+        "BaseException": BaseException,
         "begin": begin,
         "deliver": deliver,
         "InterruptedCall": InterruptedCall,
         "end": end,
     }
+
+
+_KINDS: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 def _is_kind(function: Any, test: Callable[[Any], bool]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from quotalimit import (
     CalendarWindow,
+    InvalidKey,
     LimitExceeded,
     MemoryStore,
     RateLimitExceeded,
@@ -26,6 +28,7 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit._waiting import Line
+from quotalimit.recording import running
 from tests.helpers import reply
 
 LIMITS = [SlidingWindow("4/minute"), CalendarWindow("4/minute"), TokenBucket("4/minute", burst=2)]
@@ -143,6 +146,50 @@ def end_of(call: Callable[[], Any]) -> tuple[Any, ...]:
     except ConnectionError:
         return ("failed",)
     return ("admitted",)
+
+
+def test_a_key_that_is_none_is_refused_as_such_also_while_others_wait(default_store: MemoryStore) -> None:
+    chat = rate_limited("9/minute", key="user")(token_budget("90/minute", key="user")(lambda user: reply(3)))
+    chat("alice")
+    with mock.patch.dict(default_store.lines.standing, {"somewhere": Line()}), pytest.raises(InvalidKey):
+        chat(["alice"])
+
+
+def test_rule_8_what_a_thread_records_while_the_result_is_read_counts() -> None:
+    """The thread has found the running call just before its end."""
+
+    def read(result: Any) -> int:
+        result.record(1_000, (read,))  # once, however often it is read
+        return 30
+
+    @token_budget("10_000/minute", key="user", usage=read)
+    def chat(user: str) -> Any:
+        return running()
+
+    for calls in (1, 2):  # the first goes the way of all others
+        chat("alice")
+        assert limiters_of(chat)[0].peek("alice").used == calls * 1_030
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_rule_8_an_interrupt_of_the_settlement_forgets_no_usage(default_store: MemoryStore, moment: str) -> None:
+    settle = default_store.settle
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted(*arguments: Any) -> None:
+        error = next(interrupts, None)
+        if error is not None and moment == "before":
+            raise error
+        settle(*arguments)
+        if error is not None:
+            raise error
+
+    chat = token_budget("10_000/minute", key="user")(lambda user: reply(1_000))
+    chat("alice")
+    with mock.patch.object(default_store, "settle", interrupted), pytest.raises(KeyboardInterrupt):
+        chat("alice")
+    gc.collect()
+    assert limiters_of(chat)[0].peek("alice").used == 2_000
 
 
 def test_common_calls_of_several_layers_do_not_ask_the_general_way(default_store: MemoryStore) -> None:

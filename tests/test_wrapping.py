@@ -273,6 +273,30 @@ def a_wrapt_method(decorate: Decorator) -> Any:
     return Bot().chat
 
 
+def a_wrapt_async_method(decorate: Decorator) -> Any:
+    class Bot:
+        @decorate
+        @_whispered
+        async def chat(self, user: str, prompt: str = "hello") -> str:
+            """Answer a prompt."""
+            await asyncio.sleep(0)
+            return f"{type(self).__name__} {user}: {prompt}"
+
+    return Bot().chat
+
+
+def a_wrapt_generator_method(decorate: Decorator) -> Any:
+    class Bot:
+        @decorate
+        @_whispered
+        def chat(self, user: str, prompt: str = "hello") -> Iterator[str]:
+            """Stream the answer to a prompt."""
+            yield user
+            yield prompt
+
+    return Bot().chat
+
+
 def a_wrapt_classmethod(decorate: Decorator) -> Any:
     class Bot:
         @decorate
@@ -317,6 +341,8 @@ SHAPES = [
     a_wrapt_function,
     a_wrapt_coroutine_function,
     a_wrapt_method,
+    a_wrapt_async_method,
+    a_wrapt_generator_method,
     a_wrapt_classmethod,
 ]
 KINDS: list[Callable[[Any], bool]] = [
@@ -1044,6 +1070,46 @@ def test_refund_on_gives_back_on_its_own_layer_alone() -> None:
     with pytest.raises(KeyError):
         chat("alice")
     assert [limiter.peek("alice").used for limiter in limiters_of(chat)] == [0, 1]
+
+
+def _answer(_bot: object, user: str) -> str:
+    return user
+
+
+def _stream(_bot: object, user: str) -> Iterator[str]:
+    yield user
+
+
+class TwoFunctions:
+    """A descriptor that is one function for the class and another, of another kind, for its instances."""
+
+    __signature__ = inspect.signature(_answer)
+
+    def __call__(self, _bot: object, user: str) -> str:
+        raise AssertionError(user)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return types.MethodType(_stream if instance is not None else _answer, instance or owner)
+
+
+@pytest.mark.parametrize("of_class_first", [True, False])
+@BOTH
+def test_rule_15_a_descriptor_may_bind_functions_of_two_kinds(limit: Callable[[], Any], of_class_first: bool) -> None:
+    class Bot:
+        chat = limit()(TwoFunctions())
+
+    asked = [lambda: Bot.chat("alice") == "alice", lambda: list(Bot().chat("bob")) == ["bob"]]
+    assert all(ask() for ask in (asked if of_class_first else reversed(asked)))
+
+
+def test_a_parameter_may_be_called_as_what_the_wrapper_uses() -> None:
+    @token_budget("100/day", key="user")
+    def chat(user: str, BaseException: int = 3, call: int = 4, result: int = 5) -> None:  # noqa: A002, N803
+        raise KeyError(BaseException + call + result)
+
+    with pytest.raises(KeyError, match="12"):
+        chat("alice")
+    assert limiters_of(chat)[0].peek("alice").used == 0
 
 
 def test_each_decorator_raises_its_own_exception() -> None:

@@ -57,7 +57,6 @@ class MemoryCounts:
         """Retired states on their way to `young`, or out."""
         self.young: dict[Identity, State] = {}
         self._old: dict[Identity, State] = {}
-        self._sweeping = False
         self._retire_at = 0
         self.sweep_at = 0
         self.swept_at = 0
@@ -85,11 +84,6 @@ class MemoryCounts:
                 state = self._bring_back(identity)
         return state
 
-    def _put_back(self) -> None:
-        for identity, state in self._looked_at:
-            self.young.setdefault(identity, state)
-        self._looked_at.clear()
-
     def try_load(self, identity: Identity) -> tuple[bool, State]:
         """The same without waiting for anybody; False if that would be needed."""
         state = self.young.get(identity)
@@ -111,6 +105,11 @@ class MemoryCounts:
         state = self.young.setdefault(identity, state)
         del self._old[identity]  # only now, for an interrupt may come at any moment
         return state
+
+    def _put_back(self) -> None:
+        for identity, state in self._looked_at:
+            self.young.setdefault(identity, state)
+        self._looked_at.clear()
 
     def redate(self, identity: Identity, state: State, limit: Algorithm, now: int) -> State:
         """A state as of now, and kept so."""

@@ -56,19 +56,19 @@ def gate_of_one(stripes: Sequence[Stripe], standing: Standing, counts: MemoryCou
 
 def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequence[Ask]) -> Gates:
     """What `Store.gates` returns."""
-    take = _write_take(asks)
+    take_all = _write_take_all(asks)
 
     def somebody_waits(keys: Sequence[Key]) -> bool:
         return any((ask.counts, key) in standing for ask, key in zip(asks, keys, strict=True))
 
     def admits(keys: Sequence[Key], charges: list[Charge]) -> bool:
-        if collectors() or (standing and somebody_waits(keys)):
-            return False
         first = keys[0]
+        if type(first) not in PLAIN or collectors():
+            return False
         for key in keys:
             if key is not first:
                 return admits_apart(keys, charges)
-        if type(first) not in PLAIN:
+        if standing and somebody_waits(keys):
             return False
         stripe = stripes[hash(first) % STRIPES]
         if stripe.is_mine():
@@ -78,12 +78,14 @@ def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequenc
             if stripe.late or now < stripe.latest:
                 return False
             stripe.latest = now
-            return take(keys, now, charges)
+            return take_all(keys, now, charges)
 
     def admits_apart(keys: Sequence[Key], charges: list[Charge]) -> bool:
         for key in keys:
             if type(key) not in PLAIN:
                 return False
+        if standing and somebody_waits(keys):
+            return False
         its = [stripes[place] for place in sorted({hash(key) % STRIPES for key in keys})]
         return locked(its, lambda: take_apart(keys, its, charges))
 
@@ -93,7 +95,7 @@ def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequenc
             if stripe.late or now < stripe.latest:
                 return False
             stripe.latest = now
-        return take(keys, now, charges)
+        return take_all(keys, now, charges)
 
     return admits
 
@@ -117,20 +119,20 @@ _HOLD: Final = """\
 """
 
 
-def _write_take(asks: Sequence[Ask]) -> _Take:
+def _write_take_all(asks: Sequence[Ask]) -> _Take:
     """A function of keys, a time and a list, that takes all that is asked if it all fits; the locks must be held.
 
     What is held of it is added to the list. Written out for each limit in turn, for loops over limits and states
     would take as long as the limits do.
     """
-    names: dict[str, Any] = {"Charge": Charge}
-    look, take = "", ""
+    namespace: dict[str, Any] = {"Charge": Charge}
+    looks, takes = "", ""
     for n, ask in enumerate(asks):
-        names |= {f"counts_{n}": ask.counts, f"limit_{n}": ask.limit}
-        names |= {f"fits_{n}": ask.limit.fits, f"take_{n}": ask.limit.take}
-        look += _LOOK.format(n=n, need=ask.need)
-        take += (_TAKE + _HOLD if ask.holds else _TAKE).format(n=n, cost=ask.cost)
+        namespace |= {f"counts_{n}": ask.counts, f"limit_{n}": ask.limit}
+        namespace |= {f"fits_{n}": ask.limit.fits, f"take_{n}": ask.limit.take}
+        looks += _LOOK.format(n=n, need=ask.need)
+        takes += (_TAKE + _HOLD if ask.holds else _TAKE).format(n=n, cost=ask.cost)
     keys = "".join(f"key_{n}, " for n in range(len(asks)))
-    code = f"def take(keys, now, charges):\n    {keys}= keys\n{look}{take}    return True\n"
-    exec(compile(code, "<quotalimit: the gate of several limits>", "exec"), names)
-    return names["take"]  # type: ignore[no-any-return]
+    code = f"def take_all(keys, now, charges):\n    {keys}= keys\n{looks}{takes}    return True\n"
+    exec(compile(code, "<quotalimit: the gate of several limits>", "exec"), namespace)
+    return namespace["take_all"]  # type: ignore[no-any-return]
