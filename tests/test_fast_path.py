@@ -122,15 +122,32 @@ def test_calls_that_wait_elsewhere_leave_a_call_common(layers: int, default_stor
         assert not acquire.called
 
 
-@pytest.mark.parametrize("bad", [None, True, 1.5])
+@pytest.mark.parametrize(("layers", "agent"), [(1, "bob"), (2, "bob"), (2, "alice")])
+def test_rule_19_a_step_back_since_a_common_call_is_left_to_the_general_path(
+    layers: int, agent: str, default_store: MemoryStore
+) -> None:
+    ask = limited(layers)
+    clock = [1_900_000_000_000_000]
+    with at(clock):
+        ask("alice", agent)
+        clock[0] += 20_000_000
+        with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
+            ask("alice", agent)
+            assert not acquire.called
+            clock[0] -= 10_000_000
+            ask("alice", agent)
+            assert acquire.called
+
+
+@pytest.mark.parametrize("bad", [None, True, 1.0])
 def test_each_key_of_a_common_call_is_checked(bad: object) -> None:
+    """Also one that equals a key for which something is counted, and so would find its count."""
     ask = limited(2)
-    ask("alice", "bob")
-    for keys in [(bad, "bob"), ("alice", bad), (bad, bad)]:
+    ask(1, 1), ask(1, 1)
+    for keys in [(bad, 1), (1, bad), (bad, bad)]:
         with pytest.raises(InvalidKey):
             ask(*keys)
-    ask(("alice", 1), ("alice", 1))
-    assert [limiter.peek(("alice", 1)).used for limiter in limiters_of(ask)] == [1, 3]
+    assert [limiter.peek(1).used for limiter in limiters_of(ask)] == [2, 6]
 
 
 def test_a_common_call_is_refused_as_busy_while_a_hold_is_open() -> None:
@@ -153,7 +170,7 @@ LAYERS = st.tuples(
 )
 USES = st.none() | st.integers(-1, 6)
 CALLS = st.lists(
-    st.tuples(STEPS, st.sampled_from(["1.1.1.1", "2.2.2.2"]), st.sampled_from(["alice", 7]), USES, USES),
+    st.tuples(STEPS, st.sampled_from(["1.1.1.1", "2.2.2.2"]), st.sampled_from(["alice", 7, "1.1.1.1"]), USES, USES),
     max_size=40,
 )
 
