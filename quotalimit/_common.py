@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 from quotalimit._calls import Call
 from quotalimit._layers import Layer, TokenLayer
-from quotalimit.amounts import MAX_UNITS
 from quotalimit.events import listeners
 from quotalimit.keys import Key
 from quotalimit.limiters import Limiter
@@ -107,7 +106,7 @@ class CommonCall(Call):
                 self._reading = reading = layer.read(result)
                 used = None if reading is None else layer.weigh(reading)
                 if used is not None and self._is_blank():
-                    self._store.settle(((self._charges[0], min(used, MAX_UNITS)),))
+                    self._store.settle(((self._charges[0], used),))
                     self._arguments = ()
                     self._is_settled = True
                     return []

@@ -133,7 +133,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_arguments": {"errors"},
     "_layers": {*BASICS, *STORES, *READERS, "_arguments", "failures", "limiters"},
     "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "events", "failures", "recording", "settlement"},
-    "_common": {"_calls", "_layers", "amounts", "events", "keys", "limiters", "recording", "settlement", "stores.base"},
+    "_common": {"_calls", "_layers", "events", "keys", "limiters", "recording", "settlement", "stores.base"},
     "_guard": {
         *BASICS,
         *STORES,

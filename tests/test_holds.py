@@ -179,6 +179,14 @@ def test_rule_11_an_interrupt_in_a_settlement_forgets_no_charge_and_leaves_no_ho
     assert open_holds(budget) == 0
 
 
+def test_what_an_algorithm_raises_in_a_settlement_is_raised_once(budget: TokenBudget) -> None:
+    hold = budget.reserve("alice", 6)
+    with mock.patch.object(CalendarWindow, "adjust", side_effect=ZeroDivisionError):
+        with pytest.raises(ZeroDivisionError):
+            hold.settle(9)
+        assert used(budget) == 6
+
+
 @pytest.mark.parametrize(
     ("error", "charged", "source"),
     [

@@ -338,6 +338,19 @@ def test_rule_22_a_full_limiter_recovers_for_as_many_keys_as_expired(clock: Any)
         limiter.allow("one more")
 
 
+def test_rule_22_a_full_limiter_recovers_as_soon_as_keys_expire_though_none_is_due_to_retire(clock: Any) -> None:
+    limiter = RateLimiter("2/minute", store=MemoryStore(max_keys=10))
+    limiter.allow("busy", 0)
+    clock.shift(50)
+    for number in range(10):
+        limiter.acquire(number)
+    clock.shift(11)  # all retire, and move back, for they matter
+    traffic(limiter, clock, 1, 10)
+    clock.shift(49)
+    for number in range(10):
+        assert limiter.allow(f"new {number}")
+
+
 def test_rule_22_a_full_limiter_still_answers_what_takes_nothing() -> None:
     limiter = RateLimiter("2/minute", store=MemoryStore(max_keys=1))
     limiter.acquire("alice")
