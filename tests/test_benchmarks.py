@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from quotalimit import RateLimitExceeded, limiters_of, rate_limited
-from tests.benchmarks import calls, peers, scaling
+from tests.benchmarks import calls, peers, profile, scaling
 from tests.benchmarks.report import Aim, Table
 from tests.benchmarks.states import Pace, half_full
 from tests.benchmarks.timing import Case, Timings, compile_loop, measure
@@ -39,6 +39,13 @@ def test_a_table_says_of_each_figure_of_ours_whether_the_aim_is_met(table: Calla
     rows = [row for row in table(1).rows if "quotalimit" in row[0]]
     assert len(rows) == ours
     assert all(row[-2].startswith("≤") and row[-1] in ("met", "**not met**") for row in rows)
+
+
+def test_the_profile_of_a_call_ends_with_the_whole_of_it() -> None:
+    rows = profile.profile(1).rows
+    assert [row[0].partition(":")[0] for row in rows] == ["one limit"] * 3 + ["three layers"] * 5
+    assert "the whole call" in rows[2][0]
+    assert "the whole call" in rows[-1][0]
 
 
 def limited(amount: int) -> Callable[[str], str]:

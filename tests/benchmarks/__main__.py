@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from tests.benchmarks import calls, hits, imports, memory, pauses, picture, scaling, threads
+from tests.benchmarks import calls, hits, imports, memory, pauses, picture, profile, scaling, threads
 from tests.benchmarks.peers import PEERS, TOKEN_THROTTLE
 from tests.benchmarks.report import Table
 
@@ -21,6 +21,7 @@ TABLES: dict[str, Callable[[int], Table]] = {
     "kinds": calls.kinds,
     "refused": calls.refused,
     "layers": calls.layers,
+    "profile": profile.profile,
     "peers": hits.peers,
     "amounts": scaling.amounts,
     "keys": scaling.keys,

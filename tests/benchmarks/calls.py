@@ -165,12 +165,12 @@ def refused(rounds: int) -> Table:
     return table
 
 
-def layered(ask: Any) -> Any:
+def layered(ask: Any, amount: int = N) -> Any:
     """Three layers, folded into one guard; both windows are full at the same pace."""
     store = MemoryStore()
     ask = token_budget("1_000_000_000/day", key="user", reserve=20, store=store)(ask)
-    ask = rate_limited(f"{2 * N}/2 hours", key="user", store=store)(ask)
-    return rate_limited(f"{N}/hour", key=lambda user: user, store=store)(ask)
+    ask = rate_limited(f"{2 * amount}/2 hours", key="user", store=store)(ask)
+    return rate_limited(f"{amount}/hour", key=lambda user: user, store=store)(ask)
 
 
 def layers(rounds: int) -> Table:
