@@ -35,28 +35,6 @@ _ERRORS: Final[dict[str, type[Exception]]] = {"key": InvalidKey, "limit": Invali
 """What is raised for a question that can never be asked, by what it is for; a TypeError for any other."""
 
 
-def compile_questions(function: Callable[..., Any], questions: Sequence[tuple[str, Question]]) -> Answers:
-    """A function with the signature of `function` that answers all questions about a call, in order.
-
-    A callable gets, by name, the parameters that it declares; one that takes `*args` or `**kwargs`, or requires
-    what is not a parameter of the function, gets the exact call; one marked `wants_every_argument` gets all arguments
-    by name. Each question comes with what it is for: `InvalidKey`, `InvalidLimit` or `TypeError`, by that, is raised
-    for what can never be called.
-    """
-    written = _Written(function, questions)
-    named: Answers = written.compile(_ANSWERS, {}, written.named())
-    if not written.exact:
-        return named
-    whole = written.whole()
-
-    def answers(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        found = named(*args, **kwargs)
-        rest = iter(whole(*args, **kwargs))
-        return tuple(answer if source else next(rest) for answer, source in zip(found, written.sources, strict=True))
-
-    return answers
-
-
 def compile_call(
     function: Callable[..., Any],
     questions: Sequence[tuple[str, Question]],
@@ -65,7 +43,12 @@ def compile_call(
     *,
     bound: bool = False,
 ) -> Callable[..., Any]:
-    """A function around another, written by a template.
+    """A function around another, written by a template, that asks all questions about a call.
+
+    A callable gets, by name, the parameters that it declares; one that takes `*args` or `**kwargs`, or requires
+    what is not a parameter of the function, gets the exact call; one marked `wants_every_argument` gets all arguments
+    by name. Each question comes with what it is for: `InvalidKey`, `InvalidLimit` or `TypeError`, by that, is raised
+    for what can never be called.
 
     In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` all arguments, defaults
     applied, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}` begins the names that the
@@ -77,8 +60,7 @@ def compile_call(
     is_plain = type(function) is FunctionType and not any(hasattr(function, name) for name in _LOOKS_OTHERWISE)
     if is_plain and not written.exact and not bound:
         return written.compile(template, names, written.named())
-    values = written.compile(_ARGUMENTS, {}, written.named())
-    names = names | {"answer": compile_questions(function, questions), "value": values}
+    names = names | {"answer": written.answers(), "value": written.compile(_ARGUMENTS, {}, written.named())}
     return written.compile(template, names, written.exactly(bound))
 
 
@@ -168,11 +150,20 @@ class _Written:
         function: Callable[..., Any] = namespace[self.title]
         return function
 
-    def whole(self) -> Answers:
-        """What answers the questions that get the exact call."""
-        answers = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
-        form = self.exactly(False)._replace(answers=answers)
-        return self.compile(_ANSWERS, {}, form)
+    def answers(self) -> Answers:
+        """A function with the signature of the other that answers all questions about a call, in order."""
+        named: Answers = self.compile(_ANSWERS, {}, self.named())
+        if not self.exact:
+            return named
+        asked = "".join(f"{variable}(*args, **kwargs), " for variable in self.exact)
+        whole: Answers = self.compile(_ANSWERS, {}, self.exactly(False)._replace(answers=asked))
+
+        def answers(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            found = named(*args, **kwargs)
+            rest = iter(whole(*args, **kwargs))
+            return tuple(answer if source else next(rest) for answer, source in zip(found, self.sources, strict=True))
+
+        return answers
 
     def _parameters(self) -> str:
         header = []

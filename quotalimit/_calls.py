@@ -155,14 +155,16 @@ class Call(Recorder):
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
         try:
-            if not self._end():
-                return []
-            self._read(result)
-            self._result = result
-            return self._settle(None)
+            return self._conclude(result) if self._end() else []
         except BaseException:  # an interrupt, or no stack left
             self._reopen()
             raise
+
+    def _conclude(self, result: object) -> list[Settlement]:
+        """Settle what its result tells."""
+        self._read(result)
+        self._result = result
+        return self._settle(None)
 
     def cut(self) -> list[Settlement]:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
@@ -278,7 +280,7 @@ class Call(Recorder):
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
                 used = min(used, MAX_UNITS)
-                due = [(charge, self._owed(charge, used) if self.notes.inside else used) for charge in part.charges]
+                due = [(charge, self._owed(charge, used)) for charge in part.charges]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:

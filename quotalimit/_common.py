@@ -94,29 +94,21 @@ class CommonCall(Call):
         self._arguments = arguments
         self._ends = [None]
 
-    def finish(self, result: object = None) -> list[Settlement]:
-        """Settle a call that returned."""
+    def _conclude(self, result: object) -> list[Settlement]:
         layer = self._layers[0]
-        if listeners or len(self._layers) > 1 or not isinstance(layer, TokenLayer):
-            return super().finish(result)
-        try:
-            if not self._end():
-                return []
-            if self._is_blank():
-                self._reading = reading = layer.read(result)
-                used = None if reading is None else layer.weigh(reading)
-                if used is not None and self._is_blank():
-                    self._store.settle(((self._charges[0], used),))
-                    self._arguments = ()
-                    self._is_settled = True
-                    return []
-            if not self._is_blank():
-                self._read(result)
+        if listeners or len(self._layers) > 1 or not (isinstance(layer, TokenLayer) and self._is_blank()):
+            return super()._conclude(result)
+        self._reading = reading = layer.read(result)
+        used = None if reading is None else layer.weigh(reading)
+        if not self._is_blank():
+            return super()._conclude(result)
+        if used is None:
             self._result = result
             return self._settle(None)
-        except BaseException:  # an interrupt, or no stack left
-            self._reopen()
-            raise
+        self._store.settle(((self._charges[0], used),))
+        self._arguments = ()
+        self._is_settled = True
+        return []
 
     def _is_blank(self) -> bool:
         """Whether nothing but the result matters. Threads that the call began may record until it is settled."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quotalimit import InvalidKey, InvalidLimit, RateLimitExceeded, everyone, limiters_of, rate_limited, token_budget
-from quotalimit._arguments import compile_questions
+from quotalimit._arguments import compile_call
 
 
 def chat(user: str, prompt: str = "hello", *, model: str = "small") -> str:
@@ -299,7 +299,8 @@ def test_the_compiled_binder_agrees_with_python(
     asked = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     keys = [eval(f"lambda {name}: {name}") for name in asked]
     exact = [lambda *args, **kwargs: (args, kwargs)] if data.draw(st.booleans()) else []
-    answers = compile_questions(function, [("key", question) for question in (*asked, *exact, *keys)])
+    questions: Any = [("key", question) for question in (*asked, *exact, *keys)]
+    answers = compile_call(function, questions, "def {title}({parameters}):\n    return ({answers})\n", {})
     positional_only = {p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_ONLY}
     for args, kwargs in calls:
         inspect_is_right = positional_only.isdisjoint(kwargs)  # with **kwargs it has had bugs here, up to Python 3.13

@@ -72,10 +72,7 @@ class CalendarWindow(Algorithm):
         return end - now
 
     def take(self, state: State, cost: int, now: int) -> tuple[State, Mark]:
-        start, end = self._window
-        if state is None or state[0] != start or not start <= now < end:
-            state = self._present(state, now)
-        start, used, mark = state
+        start, used, mark = self._present(state, now)
         return (start, used + cost, mark), mark
 
     def adjust(self, state: State, mark: Mark, delta: int, now: int) -> State:

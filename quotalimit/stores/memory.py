@@ -28,7 +28,7 @@ from quotalimit.stores.charges import lend, refusal_of
 from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.memory_gates import gate_of_one, gate_of_several
 from quotalimit.stores.names import Owner
-from quotalimit.stores.stripes import STRIPES, Stripe, locked
+from quotalimit.stores.stripes import STRIPES, Stripe, if_free, locked, stripes_of
 
 
 class MemoryStore(Store):
@@ -85,14 +85,11 @@ class MemoryStore(Store):
             stripe.late.append(settlement)
             if stripe.is_mine():
                 continue
-            for taken in stripe.tries:  # to take the lock without waiting: one turn
+            for _ in if_free(stripe.lock):
                 try:
-                    if taken:
-                        stripe.settle(False)
+                    stripe.settle(False)
                 finally:
-                    if taken:
-                        stripe.lock.release()
-                break
+                    stripe.lock.release()
         if ring and self.lines.standing:
             for charge, _ in settlements:
                 self.lines.ring(charge.counts, charge.identity)
@@ -111,7 +108,7 @@ class MemoryStore(Store):
         identity = claims[0].identity
         for claim in claims:
             if claim.identity is not identity:
-                return [self._stripes[place] for place in sorted({hash(claim.identity) % STRIPES for claim in claims})]
+                return stripes_of(self._stripes, [claim.identity for claim in claims])
         return [self._stripe(identity)]
 
 

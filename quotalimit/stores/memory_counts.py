@@ -12,13 +12,11 @@ from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
 from quotalimit.stores.base import Charge
 from quotalimit.stores.charges import OpenCharges, close
-from quotalimit.stores.stripes import reentered
+from quotalimit.stores.stripes import if_free, reentered
 
 _SWEEP: Final = 4
 """Retired states looked at in each call: more than can be added, so that no sweep ever pauses a call."""
 _SWEEP_WHEN_FULL: Final = 256
-_WITHOUT_WAITING: Final = (False,)
-"""The arguments with which the lock of one turn is asked for."""
 
 
 class MemoryCounts:
@@ -85,13 +83,13 @@ class MemoryCounts:
         return state
 
     def try_load(self, identity: Identity) -> tuple[bool, State]:
-        """The same without waiting for anybody; False if that would be needed."""
+        """The state as `load` finds it, without waiting for anybody; False if that would be needed."""
         state = self.young.get(identity)
         if state is not None:
             return True, state
         if self._sweeping:  # by this thread, perhaps
             return False, None
-        for _ in filter(self._moving.acquire, _WITHOUT_WAITING):
+        for _ in if_free(self._moving):
             try:
                 return True, self._bring_back(identity)
             finally:

@@ -15,7 +15,7 @@ from quotalimit.decision import Decision, collectors
 from quotalimit.keys import PLAIN, Key
 from quotalimit.stores.base import Ask, Charge, Gate, Gates, decision
 from quotalimit.stores.memory_counts import MemoryCounts
-from quotalimit.stores.stripes import STRIPES, Stripe, locked
+from quotalimit.stores.stripes import STRIPES, Stripe, locked, stripes_of
 
 Standing: TypeAlias = Container[Hashable]
 """Where calls stand in line; false while none does."""
@@ -86,7 +86,7 @@ def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequenc
                 return False
         if standing and somebody_waits(keys):
             return False
-        its = [stripes[place] for place in sorted({hash(key) % STRIPES for key in keys})]
+        its = stripes_of(stripes, keys)
         return locked(its, lambda: take_apart(keys, its, charges))
 
     def take_apart(keys: Sequence[Key], its: Sequence[Stripe], charges: list[Charge]) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 from quotalimit import clock
 from quotalimit.errors import StoreUnavailable
+from quotalimit.keys import Identity
 from quotalimit.stores.base import Charge
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Stripe:
     counted: from then on, no state needs to be re-dated.
     """
 
-    __slots__ = ("is_mine", "late", "latest", "lock", "tries")
+    __slots__ = ("is_mine", "late", "latest", "lock")
 
     def __init__(self) -> None:
         self.late: list[tuple[Charge, int]] = []
@@ -36,9 +36,6 @@ class Stripe:
     def renew_lock(self) -> None:
         self.lock = threading.RLock()
         self.is_mine: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
-        self.tries: Iterator[bool] = map(self.lock.acquire, repeat(False))
-        """Takes the lock at each turn, if it is free. Unlike a call, a loop lets no interrupt come between taking it
-        and the `try`."""
 
     def settle(self, wait: bool = True) -> None:
         """Close the charges in `late`, if need be at a later time. The lock must be held."""
@@ -56,6 +53,23 @@ class Stripe:
                 del late[0]
                 raise
             del late[0]  # only now, for an interrupt may come at any moment
+
+
+def if_free(lock: Any) -> Iterable[object]:
+    """One turn of a loop, with a lock taken, if that is free; none if it is not.
+
+    Unlike a call, a loop lets no interrupt come between taking the lock and the `try` that gives it back.
+    """
+    return filter(lock.acquire, _WITHOUT_WAITING)
+
+
+_WITHOUT_WAITING: Final = (False,)
+"""The arguments with which the lock of one turn is asked for."""
+
+
+def stripes_of(stripes: Sequence[Stripe], identities: Iterable[Identity]) -> list[Stripe]:
+    """Those of some identities, each once, in one order for all callers."""
+    return [stripes[place] for place in sorted({hash(identity) % STRIPES for identity in identities})]
 
 
 def locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
