@@ -1,4 +1,4 @@
-"""What every test gets: a default store of its own, and the stores on which the contract suites run."""
+"""What tests get: a default store of their own, a clock that stands still, and stores for the contract suites."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import time_machine
 
 from quotalimit import Event, MemoryStore, Store, clock, configure, on_event
 from quotalimit.events import listeners
 from quotalimit.stores.redis import RedisStore
 from quotalimit.stores.sqlite import SQLiteStore
 
+from .helpers import NOON
 from .stores import servers
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it runs in the background ignore Ctrl-C
@@ -28,6 +30,13 @@ def default_store() -> MemoryStore:
     store = MemoryStore()
     configure(store=store)
     return store
+
+
+@pytest.fixture
+def time() -> Iterator[time_machine.Traveller]:
+    """A clock that stands still until it is moved."""
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
 
 
 class Place(NamedTuple):

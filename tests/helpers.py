@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 from quotalimit import MemoryStore, RateLimiter, TokenBudget
 from quotalimit.keys import Key
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
 def reply(tokens_in: int, tokens_out: int = 0) -> Any:

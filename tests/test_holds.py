@@ -26,16 +26,9 @@ from quotalimit import (
     token_budget,
 )
 
-from .helpers import open_holds, reply, used
+from .helpers import NOON, open_holds, reply, used
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def time() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still until it is moved."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+pytestmark = pytest.mark.usefixtures("time")
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import time_machine
 
 from quotalimit import (
     RELEASE,
@@ -28,15 +26,8 @@ from quotalimit import (
 
 from .helpers import open_holds, reply, used
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+pytestmark = pytest.mark.usefixtures("time")
 CHUNK = "x" * 40  # ten tokens of text
-
-
-@pytest.fixture(autouse=True)
-def time() -> Any:
-    """A clock that stands still until it is moved."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
 
 
 class Talk:

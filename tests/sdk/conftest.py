@@ -1,4 +1,4 @@
-"""What the tests of SDKs share: a clock, a server, and which of them can run.
+"""What the tests of SDKs share: a server, and which of them can run.
 
 LiteLLM pins the SDKs of others, so not every environment that has those has it too.
 """
@@ -6,22 +6,13 @@ LiteLLM pins the SDKs of others, so not every environment that has those has it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from importlib.util import find_spec
 
 import pytest
-import time_machine
 
 from .server import Server
 
 collect_ignore = [] if find_spec("litellm") else ["test_litellm.py"]
-
-
-@pytest.fixture
-def time() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still, so that no day ends in the middle of a test."""
-    with time_machine.travel(datetime(2026, 11, 23, 12, tzinfo=UTC), tick=False) as traveller:
-        yield traveller
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import time_machine
@@ -15,15 +14,8 @@ from quotalimit import CalendarWindow, RateLimiter, SlidingWindow, SQLiteStore, 
 from quotalimit.algorithms.base import Algorithm
 from tests.helpers import used
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+pytestmark = pytest.mark.usefixtures("time")
 LIMITS = [SlidingWindow("100/minute"), CalendarWindow("100/minute"), TokenBucket("100/minute")]
-
-
-@pytest.fixture(autouse=True)
-def time() -> Any:
-    """A clock that stands still until it is moved."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
 
 
 class Process:

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,7 @@ from quotalimit.stores.base import Answer, Claim
 from quotalimit.stores.several import Several
 from tests.helpers import open_holds, reply, used
 
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def time() -> Any:
-    """A clock that stands still until it is moved."""
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+pytestmark = pytest.mark.usefixtures("time")
 
 
 class Down(MemoryStore):
