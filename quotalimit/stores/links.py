@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import AbstractEventLoop, CancelledError, Semaphore, Task
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from functools import cache
 from inspect import signature
 from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
@@ -313,7 +314,7 @@ class Links:
         if "path" not in options:
             options["host"], options["port"] = node
         kind = getattr(module, self._kind)
-        taken = {name for base in kind.__mro__ if base is not object for name in signature(base.__init__).parameters}
+        taken = _options_taken(kind)
         return kind(**{name: option for name, option in options.items() if name in taken})
 
 
@@ -575,6 +576,13 @@ def _from_client(client: Any) -> dict[str, Any]:
         raise TypeError(f"RedisStore cannot make connections like the client's {kind}: give it the server's URL")
     options = {name: given[name] for name in given if name in _DESCRIBING or name.startswith("ssl_")}
     return {**{name: option for name, option in options.items() if option is not None}, "kind": kind}
+
+
+@cache
+def _options_taken(kind: type) -> frozenset[str]:
+    """The names of the options that a kind of connection takes, by itself or by what it inherits."""
+    makers = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base) and base is not object]
+    return frozenset(name for maker in makers for name in signature(maker).parameters)
 
 
 def _text(word: Any) -> str:

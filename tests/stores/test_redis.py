@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
 import multiprocessing
@@ -739,6 +740,16 @@ def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) ->
                 client.close()
 
     asyncio.run(run())
+
+
+def test_connections_are_opened_without_compiling(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython 3.11 fails with SystemError where two threads build syntax trees at once, as `inspect` does for the
+    signatures of what is written in C (python/cpython#106905)."""
+    limiter = RateLimiter("2/minute", name="calls", store=store)
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", lambda *_: pytest.fail("a syntax tree was built"))
+        limiter.acquire("alice")
+        asyncio.run(limiter.acquire_async("alice"))
 
 
 @pytest.mark.parametrize("hello", [b"redis", b"valkey"])
