@@ -222,6 +222,7 @@ def end_of(call: Callable[[], Any]) -> tuple[Any, ...]:
     return ("admitted",)
 
 
+@pytest.mark.usefixtures("time")
 def test_a_key_that_is_none_is_refused_as_such_also_while_others_wait(default_store: MemoryStore) -> None:
     chat = rate_limited("9/minute", key="user")(token_budget("90/minute", key="user")(lambda user: reply(3)))
     chat("alice")
@@ -229,6 +230,7 @@ def test_a_key_that_is_none_is_refused_as_such_also_while_others_wait(default_st
         chat(["alice"])
 
 
+@pytest.mark.usefixtures("time")
 def test_rule_8_what_a_thread_records_while_the_result_is_read_counts() -> None:
     """The thread has found the running call just before its end."""
 
@@ -245,6 +247,7 @@ def test_rule_8_what_a_thread_records_while_the_result_is_read_counts() -> None:
         assert limiters_of(chat)[0].peek("alice").used == calls * 1_030
 
 
+@pytest.mark.usefixtures("time")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_rule_8_an_interrupt_of_the_settlement_forgets_no_usage(default_store: MemoryStore, moment: str) -> None:
     settle = default_store.settle
@@ -266,6 +269,7 @@ def test_rule_8_an_interrupt_of_the_settlement_forgets_no_usage(default_store: M
     assert limiters_of(chat)[0].peek("alice").used == 2_000
 
 
+@pytest.mark.usefixtures("time")
 def test_common_calls_of_several_layers_do_not_ask_the_general_way(default_store: MemoryStore) -> None:
     @rate_limited("9/minute", key="user")
     @token_budget("90/minute", key="user")
@@ -281,6 +285,7 @@ def test_common_calls_of_several_layers_do_not_ask_the_general_way(default_store
     assert [limiter.peek("alice").used for limiter in limiters_of(chat)] == [1, 3]
 
 
+@pytest.mark.usefixtures("time")
 def test_rule_2_two_layers_on_one_limiter_both_count() -> None:
     budget = TokenBudget("20/minute")
 
