@@ -74,7 +74,7 @@ BASICS = {"rate", "decision", "errors", "clock", "keys"}
 SHARED = {"stores.charges", "stores.outage", "stores.settlements", "stores.shared", "stores.writer"}
 """What stores that wait for I/O have in common."""
 
-MEMORY = {"stores.memory_counts", "stores.memory_gates", "stores.stripes"}
+MEMORY = {"stores.memory_counts", "stores.memory_gates", "stores.sharded_dict", "stores.stripes"}
 """What a memory store is made of."""
 
 STORES = {"stores.base", "stores.several", "stores.names", "stores.memory", "stores.default", "stores"}
@@ -112,7 +112,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stores.base": {*BASICS, "_waiting", "algorithms.base", "stores.names"},
     "stores.charges": {*BASICS, "stores.base", "algorithms.base"},
     "stores.stripes": {*BASICS, "stores.base"},
-    "stores.memory_counts": {*BASICS, "stores.base", "stores.charges", "stores.stripes", "algorithms.base"},
+    "stores.sharded_dict": set(),
+    "stores.memory_counts": {
+        *BASICS,
+        "stores.base",
+        "stores.charges",
+        "stores.sharded_dict",
+        "stores.stripes",
+        "algorithms.base",
+    },
     "stores.memory_gates": {*BASICS, "stores.base", "stores.memory_counts", "stores.stripes", "algorithms.base"},
     "stores.memory": {*BASICS, *MEMORY, "stores.base", "stores.charges", "stores.names", "algorithms.base"},
     "stores.settlements": {*BASICS, "stores.base", "stores.charges", "algorithms.base"},

@@ -523,7 +523,7 @@ def test_rule_11_a_finalizer_that_settles_under_the_stores_locks_neither_deadloc
     def work(_: int) -> None:
         gc.disable()
         try:
-            budget.peek("carol")  # a minute from now, states retire and are swept
+            budget.charge("dave", 1)  # a minute from now, states retire and are swept, for this one is over
             clock.shift(40)
             budget.charge("alice", 1)
             budget.charge("carol", 1)
@@ -594,11 +594,7 @@ def test_rule_22_a_state_that_a_sweep_looks_at_is_not_lost_to_a_call_of_its_key(
     """While one thread looks whether the last retired state still matters, another one calls with its key."""
     limit = Meddling("2/minute", "matters")
     limiter = RateLimiter(limit)
-    limiter.peek("alice")
-    clock.shift(40)
-    assert limiter.acquire("bob", 2)
-    clock.shift(25)
-    limiter.peek("alice")  # the states retire
+    _retire_the_state_of_bob(limiter, clock)
     answers: list[bool] = []
 
     def call() -> None:
@@ -626,15 +622,21 @@ def test_rule_22_wherever_a_call_stands_when_a_sweep_ends_its_state_is_not_lost(
     assert line > 10
 
 
+def _retire_the_state_of_bob(limiter: RateLimiter, clock: Any) -> None:
+    """Let it be the only one that is set aside, to be looked at by the next call. It matters, and is at its limit."""
+    limiter.acquire("carol")
+    clock.shift(40)
+    limiter.acquire("bob", 2)
+    clock.shift(25)
+    limiter.peek("alice")  # the states retire, for that of carol does not matter any more
+    limiter.reset("carol")
+
+
 def _call_that_sees_a_sweep_end_at(line: int, clock: Any) -> bool:
     """Whether a call has so many lines; fails if it was admitted, or changed the count."""
     limit = Meddling("2/minute", "matters")
     limiter = RateLimiter(limit)
-    limiter.peek("alice")
-    clock.shift(40)
-    limiter.acquire("bob", 2)
-    clock.shift(25)
-    limiter.peek("alice")  # the states retire
+    _retire_the_state_of_bob(limiter, clock)
     caller_stopped, sweep_ended = threading.Event(), threading.Event()
     seen = 0
 

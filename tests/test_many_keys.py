@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import sys
@@ -10,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 import pytest
 import time_machine
@@ -32,7 +34,9 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit.algorithms.base import Algorithm
+from quotalimit.keys import encode
 from quotalimit.limiters import Limiter
+from quotalimit.stores import memory_counts
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -111,6 +115,33 @@ def test_rule_22_keys_that_come_once_each_never_pile_up(clock: Any, limit: Algor
         clock.shift(0.1)
         most = max(most, states(limiter))
     assert most <= 10 * 3 * max(60, whole_after(limit))
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 0, 0, 1, 20, 70])), max_size=400))
+@settings(max_examples=40)
+def test_rule_22_many_keys_are_counted_like_few(trace: list[tuple[int, float]]) -> None:
+    """From some number on, states are spread over many dicts: here from nine on, and never."""
+    with time_machine.travel(T0, tick=False) as clock, mock.patch.object(memory_counts, "_MANY", 8) as many:
+        spread, together = (RateLimiter("2/minute", store=MemoryStore()) for _ in range(2))
+        for key, later in trace:
+            clock.shift(later)
+            memory_counts._MANY = many
+            answer = spread.allow(key)
+            memory_counts._MANY = sys.maxsize
+            assert answer == together.allow(key)
+            assert spread.peek(key).used == together.peek(key).used
+
+
+def test_rule_22_no_dict_of_states_grows_so_large_that_a_call_pauses(clock: Any) -> None:
+    """A dict is copied as it grows: of a million keys in tens of milliseconds."""
+    limiter = RateLimiter("2/hour", store=MemoryStore())
+    for number in range(100_000):
+        limiter.allow(("caller", number))
+    identities = {encode(("caller", number)) for number in range(100_000)}
+    dicts = [found for found in gc.get_objects() if type(found) is dict and type(next(iter(found), None)) is bytes]
+    sizes = [len(found) for found in dicts if not identities.isdisjoint(found)]
+    assert states(limiter) == sum(sizes) == 100_000
+    assert max(sizes) < 70_000
 
 
 @pytest.mark.parametrize("back", [3_600, 86_400])

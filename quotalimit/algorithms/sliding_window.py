@@ -13,6 +13,10 @@ from typing import Final
 from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State
 from quotalimit.rate import Rate
 
+_SLACK: Final = 5
+"""In bits, the part of a log that may be out of the window: a thirty-second. What stays is then copied rather than
+moved, for an array that is never copied keeps all the room that it ever had."""
+
 _REBASE: Final = 1 << 60
 _MOST: Final = (1 << 63) - 1
 
@@ -31,7 +35,7 @@ class SlidingWindow(Algorithm):
     def __init__(self, rate: Rate | str) -> None:
         super().__init__(rate)
         self._period = self._needs_fixed_period()
-        self._most = self.capacity + max(8, self.capacity >> 4)
+        self._most = self.capacity + max(8, self.capacity >> _SLACK)
         """How many calls are kept before those out of the window are dropped, some at a time."""
 
     @property
@@ -58,7 +62,7 @@ class SlidingWindow(Algorithm):
                 if state is None:
                     return array("q", (now,)), now
                 if len(state) > self._most:
-                    del state[: min(len(state) - self.capacity, bisect_right(state, now - self._period))]
+                    state = state[min(len(state) - self.capacity, bisect_right(state, now - self._period)) :]
                 state.append(now)
                 return state, now
             if cost == 0:
@@ -77,7 +81,7 @@ class SlidingWindow(Algorithm):
             if state[spare] > now - self._period:
                 return None
             if len(state) > self._most:
-                del state[:spare]
+                state = state[spare:]
         state.append(now)
         return state
 
@@ -208,10 +212,10 @@ class Log:
             sums[index + 1 :] = array("q", [units + delta for units in sums[index + 1 :]])
 
     def trim(self, horizon: int) -> None:
-        """Drop what is out of the window once that is a sixteenth of the log."""
-        if self.times and self.times[len(self.times) >> 4] <= horizon:
+        """Drop what is out of the window once that is a thirty-second part of the log."""
+        if self.times and self.times[len(self.times) >> _SLACK] <= horizon:
             gone = bisect_right(self.times, horizon)
-            del self.times[:gone], self.sums[:gone]
+            self.times, self.sums = self.times[gone:], self.sums[gone:]
             if self.sums[0] > _REBASE:
                 self.sums = array("q", [units - self.sums[0] for units in self.sums])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from itertools import repeat, starmap
-from typing import Final
+from typing import Final, TypeAlias
 
 from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm, State
@@ -12,11 +12,16 @@ from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
 from quotalimit.stores.base import Charge
 from quotalimit.stores.charges import OpenCharges, close
+from quotalimit.stores.sharded_dict import ShardedDict
 from quotalimit.stores.stripes import if_free, reentered
 
 _SWEEP: Final = 4
 """Retired states looked at in each call: more than can be added, so that no sweep ever pauses a call."""
 _SWEEP_WHEN_FULL: Final = 256
+_MANY: Final = 1 << 16
+"""States of which a dict grows, and is freed, in less than a millisecond."""
+
+States: TypeAlias = "dict[Identity, State] | ShardedDict[Identity, State]"
 
 
 class MemoryCounts:
@@ -53,8 +58,8 @@ class MemoryCounts:
         self._sweeping = False
         self._looked_at: list[tuple[Identity, State]] = []
         """Retired states on their way to `young`, or out."""
-        self.young: dict[Identity, State] = {}
-        self._old: dict[Identity, State] = {}
+        self.young: States = {}
+        self._old: States = {}
         self._retire_at = 0
         self.sweep_at = 0
         self.swept_at = 0
@@ -125,6 +130,9 @@ class MemoryCounts:
 
     def make_room(self, new: int) -> None:
         """Check that so many new identities may be counted. Raises `StoreFull`."""
+        if isinstance(self.young, dict) and len(self.young) > _MANY:
+            self._retire_at = 0
+            self.sweep()
         most = self._max_keys - new
         if len(self) <= most:
             return
@@ -155,9 +163,21 @@ class MemoryCounts:
 
     def _sweep(self, limit: Algorithm, batch: int) -> None:
         now = clock.now()  # late: what was charged while this thread was not running is not of the future
+        if self._old:
+            self._look_at_old(limit, batch, now)
+        period = limit.period
+        if not self._old and not now < self._retire_at <= now + period:
+            if not self._are_few_and_used(limit, now):
+                self._old, self.young = self.young, ShardedDict() if len(self.young) > _MANY // 2 else {}
+            self._retire_at = now + period
+        self.swept_at = now
+        self.sweep_at = now if self._old else self._retire_at
+
+    def _look_at_old(self, limit: Algorithm, batch: int, now: int) -> None:
         looked_at = self._looked_at
+        old = self._old if isinstance(self._old, dict) else self._old.some()
         try:
-            looked_at += starmap(self._old.popitem, repeat((), min(batch, len(self._old))))
+            looked_at += starmap(old.popitem, repeat((), min(batch, len(old))))
             while looked_at:
                 identity, state = looked_at[-1]
                 state = limit.redate(state, now)
@@ -166,12 +186,15 @@ class MemoryCounts:
                 del looked_at[-1]
         finally:  # an interrupt may come at any moment: what was not looked at stays
             self._put_back()
-        period = limit.period
-        if not self._old and not now < self._retire_at <= now + period:
-            self._old, self.young = self.young, {}
-            self._retire_at = now + period
-        self.swept_at = now
-        self.sweep_at = now if self._old else self._retire_at
+
+    def _are_few_and_used(self, limit: Algorithm, now: int) -> bool:
+        """Whether the young may as well stay: they would be looked at in the next call, and kept."""
+        if not isinstance(self.young, dict) or len(self.young) > _SWEEP:
+            return False
+        for state in [*self.young.values()]:
+            if limit.redate(state, now) is not state or not limit.matters(state, now):
+                return False
+        return True
 
     def close(self, charge: Charge, used: int, now: int, has_stepped_back: bool, wait: bool) -> bool:
         """Adjust the count to what a charge's call used.

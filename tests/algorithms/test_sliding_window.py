@@ -318,9 +318,9 @@ def test_charges_of_the_past_are_dropped_some_at_a_time(amount: int, cost: int, 
         now = START + call * PERIOD // amount
         state = limit.admit(state, now) if in_one_step else limit.take(state, cost, now)[0]
         sizes.append(len(state if cost == 1 else state.times))
-    assert max(sizes) <= amount * 9 / 8
+    assert max(sizes) <= amount * 17 / 16
     drops = sum(later < earlier for earlier, later in pairwise(sizes))
-    assert 0 < drops < 50
+    assert 0 < drops < 100
 
 
 def test_a_charge_of_nothing_takes_no_memory() -> None:
