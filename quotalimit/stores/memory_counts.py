@@ -165,6 +165,8 @@ class MemoryCounts:
         now = clock.now()  # late: what was charged while this thread was not running is not of the future
         if self._old:
             self._look_at_old(limit, batch, now)
+            if not self._old:
+                self._old = {}  # for one that was emptied keeps its memory
         period = limit.period
         if not self._old and not now < self._retire_at <= now + period:
             if not self._are_few_and_used(limit, now):
