@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from quotalimit.stores.sharded_dict import ShardedDict
 
 KEYS = st.integers(-200, 200) | st.text(max_size=1)
-STEPS = st.lists(st.tuples(st.sampled_from(["set", "default", "pop", "delete"]), KEYS, st.integers(1, 9)), max_size=60)
+FEW = st.sampled_from([-100, 0, 1, 64, 65, 200, "a", "b"])
+STEPS = st.lists(st.tuples(st.sampled_from(["set", "default", "pop", "delete"]), FEW, st.integers(1, 9)), max_size=60)
 
 
 @given(STEPS)
