@@ -216,7 +216,7 @@ def _journals(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param == "as they are":
         yield
         return
-    with patch.multiple(journal, _SMALL=30, _CHUNK=3, _WORTH=8), patch("quotalimit.stores.rows.LARGE", 50):
+    with patch.multiple(journal, _SMALL=20, _CHUNK=3, _WORTH=8), patch("quotalimit.stores.rows.LARGE", 30):
         yield
 
 
@@ -250,4 +250,29 @@ def test_rule_21_two_processes_decide_as_one_does(kind: str, trace: list[Any]) -
     with patch("quotalimit.stores.charges._fits_without", return_value=False):
         expected = replay([MemoryStore()], trace)
         with patch("quotalimit.stores.redis.unused", return_value=()), made(kind, 2) as stores:
+            assert replay(stores, trace) == expected
+
+
+ON_ONE_LOG = st.tuples(
+    st.sampled_from(["call", "call", "charge", "charge", "hold", "settle", "move"]),
+    st.just("sliding"),
+    st.just(0),
+    st.integers(1, 2),
+    st.sampled_from([0, 1, 999, 2_500]),
+)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@settings(max_examples=40, deadline=None)
+@given(trace=st.lists(ON_ONE_LOG, min_size=15, max_size=40))
+def test_rule_21_processes_decide_as_one_does_on_a_window_in_a_journal(count: int, trace: list[Any]) -> None:
+    """Its charges are few and come again and again: each journal begins, is read by others, and makes snapshots."""
+    trace = [(kind, *rest, wait if kind in ("move", "settle") else 0) for kind, *rest, wait in trace]
+    with patch("quotalimit.stores.charges._fits_without", return_value=False):
+        expected = replay([MemoryStore()], trace)
+        with (
+            patch.multiple(journal, _SMALL=20, _CHUNK=3, _WORTH=8),
+            patch("quotalimit.stores.rows.LARGE", 30),
+            made("sqlite", count) as stores,
+        ):
             assert replay(stores, trace) == expected
