@@ -1,0 +1,84 @@
+"""The command: see `python -m tests.mutation --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from . import __doc__ as summary
+from .bench import Bench
+from .choice import Choice, record
+from .mutants import Mutant, mutants_of
+
+SLACK = 5
+"""How many times as long as they usually do tests may take, and seconds for their start."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=(summary or "").partition("\n")[0])
+    parser.add_argument("modules", nargs="+", type=Path)
+    parser.add_argument("--seconds", type=float, default=30, help="how long tests may take for a mutant (default: 30)")
+    parser.add_argument("--record", action="store_true", help="note anew which tests run what: after each change")
+    parser.add_argument("--tests", nargs="+", help="run these against each mutant, as pytest takes them")
+    parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
+    arguments = parser.parse_args()
+    mutants = [mutant for path in arguments.modules for mutant in mutants_of(path.resolve())]
+    if arguments.again:
+        survivors = set(arguments.again.read_text().splitlines())
+        mutants = [mutant for mutant in mutants if str(mutant) in survivors]
+    if arguments.record:
+        record()
+    started = time.monotonic()
+    choice = Choice() if arguments.tests is None else None
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as threads:
+        benches: SimpleQueue[Bench] = SimpleQueue()
+        for number in range(arguments.jobs):
+            benches.put(Bench(Path(directory) / str(number)))
+
+        def on_a_bench(use: Callable[[Bench], bool]) -> bool:
+            bench = benches.get()
+            try:
+                return use(bench)
+            finally:
+                benches.put(bench)
+
+        if choice is None:
+            if not on_a_bench(lambda bench: bench.passes(arguments.tests)):
+                print("the tests fail on the code as it is")
+                return 2
+            usual = time.monotonic() - started
+
+        def tried(mutant: Mutant) -> bool | None:
+            """Whether it survives; None if there was no time to tell."""
+            if time.monotonic() - started > 60 * arguments.minutes:
+                return None
+            tests, seconds = (arguments.tests, usual) if choice is None else choice.tests_for(mutant, arguments.seconds)
+            limit = SLACK * (1 + seconds)
+            collected = choice is not None
+            return on_a_bench(lambda bench: bench.survives(mutant, tests, limit, collected=collected))
+
+        results = []
+        for mutant, survives in zip(mutants, threads.map(tried, mutants), strict=True):
+            results.append(survives)
+            if survives:
+                print(mutant, flush=True)
+        while not benches.empty():
+            benches.get().close()
+    survived, untried = results.count(True), results.count(None)
+    minutes = (time.monotonic() - started) / 60
+    print(
+        f"{len(results) - untried} mutants in {minutes:.1f} minutes: {survived} survived, {untried} not tried in time"
+    )
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

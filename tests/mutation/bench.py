@@ -1,0 +1,180 @@
+"""Where mutants are tried: in copies of the repository, and in forks of processes that have collected its tests."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import cache_from_source
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import redis.asyncio  # noqa: F401
+from _pytest.main import pytest_runtestloop
+from hypothesis import Phase, settings
+
+from .mutants import ROOT, Mutant
+
+PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin")
+FORK = multiprocessing.get_context("fork")
+
+
+class Trial(NamedTuple):
+    """What a nursery is asked: whether these tests pass, in time, with these functions changed."""
+
+    tests: Sequence[str]
+    seconds: float
+    path: Path
+    tree: ast.Module | None
+
+
+class Bench:
+    """A copy of the repository in which one mutant at a time is tried."""
+
+    _nursery: Connection | None = None
+
+    def __init__(self, directory: Path) -> None:
+        self._root = directory
+        for name in ("quotalimit", "tests", "pyproject.toml", "setup.cfg", "README.md"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, directory / name)
+
+    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float, *, collected: bool) -> bool:
+        """Whether no test notices a mutant. `collected` tests are known by their names, and are collected once."""
+        place = self._root / mutant.path.relative_to(ROOT)
+        kept = place.read_text()
+        compiled = Path(cache_from_source(place))  # two mutants of one size may be written in one second
+        if collected:
+            self.collect()
+        compiled.unlink(missing_ok=True)
+        place.write_text(ast.unparse(mutant.tree))  # also where forks need not read it: tests start processes
+        try:
+            if self._nursery is None or not mutant.inside:
+                return self.passes(tests, seconds)
+            self._nursery.send(Trial(tests, seconds, place, mutant.tree))
+            answer: bool = self._nursery.recv()
+            return answer
+        finally:
+            place.write_text(kept)
+            compiled.unlink(missing_ok=True)
+
+    def passes(self, options: Sequence[str], seconds: float | None = None) -> bool:
+        """Whether tests pass, in time, in a process that imports them anew."""
+        return _succeeds(_run, self._root, options, seconds=seconds)
+
+    def collect(self) -> None:
+        """Start a process that collects all tests once."""
+        if self._nursery is None:
+            self._nursery, theirs = FORK.Pipe()
+            FORK.Process(target=_run, args=(self._root, ["tests"], [Nursery(theirs)])).start()
+            assert self._nursery.recv(), "the tests can be collected"
+
+    def close(self) -> None:
+        """End what `collect` started."""
+        if self._nursery is not None:
+            self._nursery.send(None)
+
+
+class Nursery:
+    """A pytest plugin that runs some of the tests, in a fork, each time that it is asked to."""
+
+    def __init__(self, asked: Connection) -> None:
+        self._asked = asked
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        from tests.stores import servers  # the copy's
+
+        items = {item.nodeid: item for item in session.items}
+        servers.server()
+        servers.cluster()
+        shared = servers._running.copy()
+        servers._running.clear()  # which the forks would stop
+        self._asked.send(True)
+        while (trial := self._asked.recv()) is not None:
+            session.items = [items[test] for test in trial.tests if test in items]
+            self._asked.send(_succeeds(_run_items, session, trial, seconds=trial.seconds))
+        servers._running += shared
+        return True
+
+
+def _succeeds(target: Any, *arguments: object, seconds: float | None) -> bool:
+    """Whether a process ends in time, and well. It and all that it started are killed."""
+    running = FORK.Process(target=target, args=arguments)
+    running.start()
+    running.join(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(running.pid or 0, signal.SIGKILL)
+    running.join()
+    return running.exitcode == 0
+
+
+def _run(root: Path, options: Sequence[str], plugins: Sequence[object] = ()) -> None:
+    """Run the tests of a copy, in a process of its own that has nothing but their tools imported."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where a shell runs this behind
+    os.chdir(root)
+    silent = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(silent, stream)
+    os.environ |= {"PYTHONPATH": str(root), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sys.path.insert(0, str(root))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    quickly = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
+    settings.register_profile("mutation", phases=quickly, database=None, derandomize=True)
+    settings.load_profile("mutation")
+    command = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", str(root / "tmp")]
+    command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    for plugin in PLUGINS:
+        command += ["-p", plugin]
+    os._exit(
+        pytest.main([*command, *options], plugins)
+    )  # at once: the threads that would be waited for are the parent's
+
+
+def _run_items(session: pytest.Session, trial: Trial) -> None:
+    os.setsid()
+    if trial.tree is not None:
+        change_functions(trial.path, trial.tree)
+    try:
+        pytest_runtestloop(session)
+    except BaseException:  # the first failure ends the loop by an exception
+        os._exit(1)
+    os._exit(1 if session.testsfailed else 0)
+
+
+def change_functions(path: Path, tree: ast.Module) -> None:
+    """Give all functions of a module, wherever they are, the code that they have in another tree."""
+    codes = [(_place(code), code) for code in _codes(compile(tree, str(path), "exec"))]
+    often = Counter(place for place, _ in codes)
+    changed = {place: code for place, code in codes if often[place] == 1}
+    for each in gc.get_objects():
+        if type(each) is FunctionType and each.__code__.co_filename == str(path):
+            code = changed.get(_place(each.__code__))
+            if code is not None and len(code.co_freevars) == len(each.__code__.co_freevars):
+                each.__code__ = code
+
+
+def _place(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
