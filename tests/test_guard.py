@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from quotalimit import (
     UNLIMITED,
     MemoryStore,
+    RateLimiter,
     RateLimitExceeded,
     SQLiteStore,
     TokenBudget,
@@ -62,6 +65,36 @@ async def test_rule_11_an_interrupt_between_the_answer_and_the_call_leaves_nothi
     with interrupted, pytest.raises(KeyboardInterrupt):
         await call()
     assert open_holds(budget) == used(budget) == 0
+
+
+async def test_rule_6_a_new_async_generator_does_not_delay_the_head_of_the_line(time: object) -> None:
+    limiter = RateLimiter("10/minute")
+    limiter.acquire("alice", cost=4)
+
+    @rate_limited(limiter, key="user", cost=6)
+    async def tell(user: str) -> AsyncIterator[str]:
+        yield user
+
+    head = asyncio.create_task(limiter.acquire_async("alice", cost=7, wait=math.inf))
+    while not limiter.bound().store.lines:
+        await asyncio.sleep(0)
+    with pytest.raises(RateLimitExceeded):  # it would fit, but then the head could not start in a minute
+        tell("alice")
+    head.cancel()
+    await asyncio.wait([head])
+    assert [item async for item in tell("alice")] == ["alice"]
+
+
+def test_rule_12_nested_calls_of_a_rate_limiter_that_may_refund_count_each() -> None:
+    limiter = RateLimiter("10/minute")
+
+    @rate_limited(limiter, key="user", refund_on=ConnectionError)
+    def ask(user: str, depth: int) -> None:
+        if depth:
+            ask(user, depth - 1)
+
+    ask("alice", 2)
+    assert used(limiter) == 3
 
 
 async def test_an_async_generator_of_a_caller_without_a_limit_is_not_limited() -> None:
