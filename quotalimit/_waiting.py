@@ -7,13 +7,13 @@ is written once, as a generator that says what it needs next; a driver for threa
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Generator, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from quotalimit import clock
+from quotalimit._forks import in_child, let_go
 
 if TYPE_CHECKING:
     from quotalimit.stores.base import Answer, Claim, Store
@@ -76,14 +76,14 @@ class Lines:
 
     def __init__(self) -> None:
         self.standing: dict[Place, Line] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer or a signal handler may ask while its own thread does
 
     def __bool__(self) -> bool:
         return bool(self.standing)
 
     def forget(self) -> None:
         """In the child of a fork, where the threads that wait are no more."""
-        self._lock = threading.Lock()
+        let_go(self._lock)
         self.standing.clear()
 
     def join(self, waiter: Waiter) -> None:
@@ -125,7 +125,7 @@ class Lines:
             if line.waiters:
                 line.waiters[0].bell.ring()
             else:
-                del self.standing[place]
+                self.standing.pop(place, None)
 
     def ring(self, *place: Hashable) -> None:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
@@ -155,8 +155,7 @@ class Lines:
 LINES: Final = Lines()
 """One for all stores, so that a call may stand in lines of several without ever waiting for itself."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=LINES.forget)
+in_child(LINES.forget)
 
 
 class Ask:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
+from quotalimit._forks import in_child, let_go
 from quotalimit._waiting import FOREVER, acquire, acquire_async
 from quotalimit.algorithms import Algorithm, CalendarWindow, SlidingWindow
 from quotalimit.amounts import whole
@@ -28,7 +29,7 @@ Limit: TypeAlias = str | Rate | Algorithm
 Places: TypeAlias = tuple[tuple[Counts, Algorithm], ...]
 """Limits, each with the store's place for its counts."""
 
-_binding = threading.RLock()
+_binding: Final = threading.RLock()
 """Guards where limiters are bound. A finalizer may bind one while its own thread does: to the same counts, for names
 find these, so that whichever binding stays is right."""
 
@@ -121,11 +122,11 @@ class Limiter:
 
     @classmethod
     def for_function(
-        cls, limits: Sequence[Limit], tiers: Callable[..., Any] | None, name: str | None, store: Store | None
+        cls, limits: tuple[Algorithm, ...], tiers: Callable[..., Any] | None, name: str | None, store: Store | None
     ) -> Limiter:
         """The limiter of one decorator."""
         limiter = cls.__new__(cls)
-        limiter._set_up(tuple(map(cls.read_limit, limits)), tiers, name, store)
+        limiter._set_up(limits, tiers, name, store)
         return limiter
 
     def contradicts(self, other: Limiter) -> bool:
@@ -365,11 +366,4 @@ def hand_over(decisions: Iterable[Decision]) -> None:
         seen.extend(decisions)
 
 
-def _renew_lock() -> None:
-    """In the child of a fork, where the parent's other threads will never let go of it."""
-    global _binding
-    _binding = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+in_child(partial(let_go, _binding))

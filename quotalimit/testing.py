@@ -103,7 +103,7 @@ def use_store(store: Store, *limited: Limited) -> Generator[Store]:
 
     A limiter that was given a store of its own is moved only where it is named.
     """
-    limiters = list(_limiters(limited))
+    limiters = list(dict.fromkeys(_limiters(limited)))  # what is named twice is moved once, and so moved back
     before = [limiter.use(store) for limiter in limiters]
     default = None if limited else replace_default(store)
     try:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from quotalimit import RateLimiter, RateLimitExceeded, StoreUnavailable, clock, limiters_of, rate_limited, token_budget
+from quotalimit._waiting import LINES, ThreadBell, Waiter
+from quotalimit.stores.base import Claim
 
 from .helpers import used
 
@@ -131,3 +133,29 @@ def test_rule_22_a_sweep_that_is_interrupted_loses_no_state() -> None:
         counts.sweep()
     counts._slowest = limit
     assert [used(limiter, number) for number in range(100)] == [1] * 100
+
+
+def test_rule_6_a_call_in_the_middle_of_asking_who_waits_never_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a signal handler, which may come at any moment while the lines are looked at."""
+    limiter = RateLimiter("1/hour")
+    limiter.acquire("alice")
+    asked: list[bool] = []
+
+    class Interrupted(ThreadBell):
+        @property
+        def alive(self) -> bool:
+            if not asked:
+                asked.append(False)
+                asked.append(limiter.allow("bob"))
+            return True
+
+    ((counts, limit),) = limiter.bound().places
+    claim = Claim(counts, "alice", limit, 1, 1, False)
+    waiter = Waiter([claim], Interrupted())
+    LINES.join(waiter)
+    try:
+        assert not limiter.allow("alice")
+    finally:
+        LINES.leave(waiter)
+    assert asked == [False, True]
+    assert not LINES

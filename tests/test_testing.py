@@ -169,6 +169,9 @@ def test_a_store_of_its_own_is_left_only_by_name(store: Store) -> None:
         both("alice")
         assert used(limiter) == 1
     assert [used(each) for each in limiters_of(both)] == [2, 14]
+    with use_store(MemoryStore(), both, limiter):  # it is named twice
+        pass
+    assert used(limiter) == 2
     with pytest.raises(TypeError, match="has no limits"), use_store(MemoryStore(), reply):
         pass
 

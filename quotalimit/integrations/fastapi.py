@@ -53,7 +53,7 @@ def install(app: Starlette, *, x_ratelimit: bool = False) -> None:
     async def answer(connection: HTTPConnection, error: Exception) -> Response | None:
         assert isinstance(error, (LimitExceeded, StoreError))
         if isinstance(connection, WebSocket):
-            await _turn_away(connection, error)
+            await _turn_away(connection, error, x_ratelimit=x_ratelimit)
             return None
         return problem(error, x_ratelimit=x_ratelimit)
 
@@ -118,10 +118,10 @@ class RateLimitMiddleware:
                 await problem(error, x_ratelimit=self._x_ratelimit)(scope, receive, send_with_headers)
 
 
-async def _turn_away(websocket: WebSocket, error: LimitExceeded | StoreError) -> None:
+async def _turn_away(websocket: WebSocket, error: LimitExceeded | StoreError, *, x_ratelimit: bool) -> None:
     accepted = websocket.application_state is WebSocketState.CONNECTED
     if not accepted and "websocket.http.response" in websocket.scope.get("extensions", {}):
-        await websocket.send_denial_response(problem(error))
+        await websocket.send_denial_response(problem(error, x_ratelimit=x_ratelimit))
         return
     if websocket.application_state is not WebSocketState.DISCONNECTED:
         code = TRY_AGAIN_LATER if isinstance(error, StoreError) else POLICY_VIOLATION

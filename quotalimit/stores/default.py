@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from functools import partial
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
+from quotalimit._forks import in_child, let_go
 from quotalimit.stores.base import Store
 from quotalimit.stores.memory import MemoryStore
 
@@ -18,7 +19,7 @@ class Follower(Protocol):
     def unbind(self) -> None: ...
 
 
-_lock = threading.RLock()
+_lock: Final = threading.RLock()
 """A finalizer may ask for the default store while its own thread does: the first to have made one has the last word."""
 
 _followers: Final[WeakSet[Follower]] = WeakSet()
@@ -80,11 +81,4 @@ def store_from_url(url: str) -> Store:
     )
 
 
-def _renew_lock() -> None:
-    """In the child of a fork, where the parent's other threads will never let go of it."""
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+in_child(partial(let_go, _lock))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 from weakref import WeakSet
 
 from quotalimit import clock
+from quotalimit._forks import in_child, let_go
 from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.decision import Decision
 from quotalimit.keys import Identity
@@ -58,10 +58,10 @@ class MemoryStore(Store):
         return counts
 
     def after_fork(self) -> None:
-        """In the child of a fork: a lock that a thread of the parent held at that moment would stay taken for ever."""
+        """In the child of a fork."""
         for stripe in self._stripes:
-            stripe.renew_lock()
-        self.names.renew_lock()
+            let_go(stripe.lock)
+        self.names.after_fork()
         for counts in tuple(self._places):
             counts.after_fork()
 
@@ -206,5 +206,4 @@ def _after_fork() -> None:
         store.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)

@@ -7,6 +7,7 @@ from itertools import repeat, starmap
 from typing import Final, TypeAlias
 
 from quotalimit import clock
+from quotalimit._forks import let_go
 from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
@@ -72,7 +73,7 @@ class MemoryCounts:
 
     def after_fork(self) -> None:
         """In the child of a fork, where the sweeps of the parent's other threads will never end."""
-        self._moving = threading.RLock()
+        let_go(self._moving)
         self._sweeping = False
         self._put_back()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
+from quotalimit._forks import let_go
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.errors import InvalidLimit
 
@@ -41,9 +42,9 @@ class Names(Generic[T]):
         self._nameless: WeakKeyDictionary[Owner, dict[Hashable, T]] = WeakKeyDictionary()
         self._lock = threading.RLock()  # a finalizer may ask while its own thread does
 
-    def renew_lock(self) -> None:
-        """In the child of a fork, where the parent's other threads will never let go of it."""
-        self._lock = threading.RLock()
+    def after_fork(self) -> None:
+        """In the child of a fork."""
+        let_go(self._lock)
 
     def register(self, owner: Owner) -> None:
         """Give a name to its owner. Raises `InvalidLimit` if it is another's, or says too little."""

@@ -94,6 +94,7 @@ class RedisStore(SharedStore):
         if in_child:
             self._links.forget()
             self._unsure.clear()
+            self._resting.clear()
             self._process = os.urandom(6).hex().encode()
         super().after_fork(in_child=in_child)
 
@@ -173,7 +174,7 @@ class RedisStore(SharedStore):
         if len(keys) > 1 and len(set(keys)) < len(keys):
             return None
         arguments[0] = _HEADER.pack(now, question.not_before, asks, 0, 0, plain)
-        told = yield from self._links.called(script_of(twins), keys, arguments)
+        told = yield from self._links.called(script_of(tuple(sorted(twins))), keys, arguments)
         reply = unpack(f"<{len(told) // 8}q", told)
         how, answer = reply[0], Answer(reply[1])
         if how == _UNKNOWN_WINDOW:
@@ -349,7 +350,7 @@ class RedisStore(SharedStore):
         keys = list(places)
         if turn.due:
             keys.append(turn.journal)
-        return script_of(tuple(twins)), keys, arguments
+        return script_of(tuple(sorted(twins))), keys, arguments
 
     def _address(self, counts: SharedCounts, limit: Algorithm) -> Address:
         if counts.slot is None:

@@ -255,7 +255,7 @@ class SharedStore(Store):
     def after_fork(self, *, in_child: bool) -> None:
         """What is open or settled at a fork is the parent's to settle and to write."""
         if in_child:
-            self.names.renew_lock()
+            self.names.after_fork()
             self._outage = self._make_outage()
             self._settlements.forget()
             for counts in self._places:

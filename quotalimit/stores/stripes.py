@@ -31,10 +31,7 @@ class Stripe:
     def __init__(self) -> None:
         self.late: list[tuple[Charge, int]] = []
         self.latest = 0
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: Final = threading.RLock()
         self.is_mine: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
 
     def settle(self, wait: bool = True) -> None:

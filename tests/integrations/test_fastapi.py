@@ -455,9 +455,9 @@ def test_a_long_stream_that_calls_on_and_on_gathers_no_heap_of_decisions() -> No
 # WebSockets
 
 
-def sockets() -> FastAPI:
+def sockets(*, x_ratelimit: bool = False) -> FastAPI:
     app = FastAPI()
-    install(app)
+    install(app, x_ratelimit=x_ratelimit)
     by_address = client_address()
 
     @rate_limited("1/minute", key=lambda websocket: by_address(websocket), name="handshakes")
@@ -487,7 +487,7 @@ def sockets() -> FastAPI:
 
 
 def test_a_websocket_is_turned_away_before_accept_with_a_429() -> None:
-    client = serve(sockets())
+    client = serve(sockets(x_ratelimit=True))
     with client.websocket_connect("/guarded") as socket:
         assert socket.receive_text() == "in"
     with pytest.raises(WebSocketDenialResponse) as denied, client.websocket_connect("/guarded"):
@@ -495,6 +495,7 @@ def test_a_websocket_is_turned_away_before_accept_with_a_429() -> None:
     assert denied.value.status_code == 429
     assert denied.value.headers["Retry-After"] == "60"
     assert limits(denied.value.headers) == {"handshakes": {"r": 0, "t": 60}}
+    assert denied.value.headers["X-RateLimit-Remaining"] == "0"
 
 
 async def test_a_server_that_cannot_answer_a_handshake_closes_it_with_a_reason() -> None:
