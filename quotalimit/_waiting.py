@@ -7,6 +7,7 @@ is written once, as a generator that says what it needs next; a driver for threa
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Hashable, Sequence
@@ -16,6 +17,8 @@ from quotalimit import clock
 from quotalimit._forks import in_child, let_go
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from quotalimit.stores.base import Answer, Claim, Store
     from quotalimit.stores.several import Several
 
@@ -23,6 +26,8 @@ FOREVER: Final = 1 << 62
 """Microseconds; the patience of `wait=math.inf`."""
 
 _LONGEST_SLEEP: Final = 86_400_000_000
+_LOOK_AGAIN: Final = 1_000_000
+"""Microseconds after which a call behind a task of another event loop looks whether that still runs."""
 
 Place: TypeAlias = Hashable
 """Where a line stands: the counts of a limit and an identity."""
@@ -32,8 +37,13 @@ class Bell(Protocol):
     """Wakes one waiting call, from any thread, also before it sleeps and from a finalizer."""
 
     @property
-    def alive(self) -> bool:
-        """Whether the call can still be woken."""
+    def loop(self) -> AbstractEventLoop | None:
+        """The event loop that must run for the call to start; None in a thread."""
+        ...
+
+    @property
+    def blocks(self) -> AbstractEventLoop | None:
+        """The event loop that stands still while the call waits; None where it blocks none."""
         ...
 
     def ring(self) -> None: ...
@@ -63,13 +73,6 @@ class Line:
         self.waiters: deque[Waiter] = deque()
         self.need = 0
 
-    def ring(self) -> None:
-        """Wake the first call."""
-        try:
-            self.waiters[0].bell.ring()
-        except IndexError:
-            pass
-
 
 class Lines:
     """The lines of this process, one for each place at which somebody waits. True if there is any."""
@@ -77,6 +80,8 @@ class Lines:
     def __init__(self) -> None:
         self.standing: dict[Place, Line] = {}
         self._lock = threading.RLock()  # a finalizer or a signal handler may ask while its own thread does
+        self._blocked: list[AbstractEventLoop] = []
+        """The event loops in whose threads a call waits, so that none of their tasks can start."""
 
     def __bool__(self) -> bool:
         return bool(self.standing)
@@ -85,9 +90,12 @@ class Lines:
         """In the child of a fork, where the threads that wait are no more."""
         let_go(self._lock)
         self.standing.clear()
+        self._blocked.clear()
 
     def join(self, waiter: Waiter) -> None:
         with self._lock:
+            if waiter.bell.blocks is not None:
+                self._blocked.append(waiter.bell.blocks)
             for place, need in waiter.needs.items():
                 line = self.standing.setdefault(place, Line())
                 line.waiters.append(waiter)
@@ -99,22 +107,47 @@ class Lines:
             with self._lock:
                 self._remove(waiter)
 
-    def is_first(self, waiter: Waiter) -> bool:
-        """Whether a call stands at the head of all its lines."""
+    def look(self, waiter: Waiter) -> tuple[bool, bool]:
+        """Whether a call stands at the head of all its lines; if not, whether a head may come to rest unnoticed."""
         with self._lock:
-            return all(self._head(self.standing[place]) is waiter for place in waiter.needs)
+            others = [head for place in waiter.needs if (head := self._head(self.standing[place])) is not waiter]
+        apart = any(head is not None and head.bell.loop not in (None, waiter.bell.loop) for head in others)
+        return not others, apart
 
     def _head(self, line: Line) -> Waiter | None:
-        """The first call of a line that can still be woken; those before it are taken out of their lines."""
-        while line.waiters:
-            head = line.waiters[0]
-            if head.bell.alive:
-                return head
-            self._remove(head)
-        return None
+        """The first call of a line that can start. One whose loop is closed is taken out of its lines."""
+        place = 0
+        try:
+            while not self._can_start(head := line.waiters[place]):
+                if head.bell.loop is not None and head.bell.loop.is_closed():
+                    self._remove(head)
+                else:  # its loop rests, or is blocked: it keeps its place
+                    place += 1
+        except IndexError:
+            return None
+        return head
+
+    def _can_start(self, waiter: Waiter) -> bool:
+        loop = waiter.bell.loop
+        return loop is None or (loop.is_running() and loop not in self._blocked)
+
+    def _ring(self, line: Line) -> None:
+        """Wake the first call of a line that can start, and those before it."""
+        place = 0
+        try:
+            while True:
+                waiter = line.waiters[place]
+                waiter.bell.ring()
+                if self._can_start(waiter):
+                    return
+                place += 1
+        except IndexError:
+            pass
 
     def _remove(self, waiter: Waiter) -> None:
         waiter.is_out = True
+        if waiter.bell.blocks in self._blocked:
+            self._blocked.remove(waiter.bell.blocks)
         for place, need in waiter.needs.items():
             line = self.standing.get(place, Line())
             try:
@@ -123,7 +156,7 @@ class Lines:
                 continue
             line.need -= need
             if line.waiters:
-                line.waiters[0].bell.ring()
+                self._ring(line)
             else:
                 self.standing.pop(place, None)
 
@@ -131,12 +164,12 @@ class Lines:
         """Wake the call at the head of a line: there may be room. Takes no lock: a finalizer may settle anywhere."""
         line = self.standing.get(place)
         if line is not None:
-            line.ring()
+            self._ring(line)
 
     def ring_all(self) -> None:
         """Wake the calls at the heads of all lines: the time was moved."""
         for line in tuple(self.standing.values()):
-            line.ring()
+            self._ring(line)
 
     def announce(self, claims: Sequence[Claim], waiter: Waiter | None = None) -> None:
         """Tell claims which waiting calls they must not delay: the heads of their lines, and what all before need."""
@@ -196,7 +229,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
         lines.join(waiter)
         slept_until = 0
         while True:
-            first = lines.is_first(waiter)
+            first, watch = lines.look(waiter)
             if first or answer.now >= give_up:
                 lines.announce(claims, waiter)
                 expected = answer.now
@@ -213,6 +246,8 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             if first:
                 waiter.due = answer.now + max(refusal.wait_us or 0 for refusal in answer.refusals.values())
                 wake = min(wake, waiter.due)
+            elif watch:
+                wake = min(wake, answer.now + _LOOK_AGAIN)
             before = clock.now()
             nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
             rang = yield Sleep(nap)
@@ -221,7 +256,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
                 slept_until = 0
             elif not rang and passed == 0:  # a clock that stands still: what was slept has passed all the same
                 slept_until = answer.now + nap
-            answer.now += nap if not rang and passed <= 0 else max(passed, 0)
+            answer.now += nap if not rang and passed < nap else max(passed, 0)  # whatever the clock did meanwhile
     finally:
         lines.leave(waiter)
         for place in deadlines:
@@ -248,15 +283,15 @@ def _give_up_at(answer: Answer, claims: Sequence[Claim], deadlines: dict[int, in
 class ThreadBell:
     """A bell for a waiting thread."""
 
-    __slots__ = ("_silent",)
+    __slots__ = ("_silent", "blocks")
+
+    loop = None
 
     def __init__(self) -> None:
+        asyncio: Any = sys.modules.get("asyncio")  # where a loop runs, it has been imported
+        self.blocks: AbstractEventLoop | None = None if asyncio is None else asyncio._get_running_loop()
         self._silent = threading.Lock()
         self._silent.acquire()
-
-    @property
-    def alive(self) -> bool:
-        return True
 
     def ring(self) -> None:
         try:
@@ -271,22 +306,20 @@ class ThreadBell:
 class TaskBell:
     """A bell for a waiting asyncio task."""
 
-    __slots__ = ("_event", "_loop")
+    __slots__ = ("_event", "loop")
+
+    blocks = None
 
     def __init__(self) -> None:
         import asyncio
 
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-
-    @property
-    def alive(self) -> bool:
-        return not self._loop.is_closed()
 
     def ring(self) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._event.set)
-        except RuntimeError:  # the loop is closed: the line is told by `alive`
+            self.loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:  # the loop is closed: whoever looks for a head takes the call out of its line
             pass
 
     async def wait(self, seconds: float) -> bool:

@@ -15,7 +15,8 @@ def whole(value: object, what: str) -> int:
     """A cost as whole units, rounded up. Raises `ValueError`, naming `what`, if it is negative, NaN or no number."""
     units = units_or_none(value)
     if units is None:
-        raise ValueError(f"{what} must be a number from 0 to {MAX_UNITS}, not {value!r}")
+        shown = "more" if isinstance(value, int) and value > MAX_UNITS else repr(value)
+        raise ValueError(f"{what} must be a number from 0 to {MAX_UNITS}, not {shown}")
     return units
 
 

@@ -68,7 +68,7 @@ def _tuple(parts: tuple[object, ...]) -> bytes:
 def _part(part: object) -> bytes:
     if isinstance(part, Enum):
         kind = type(part)
-        member = part.name or repr(part.value)  # combinations of flags may have no name
+        member = part._name_ or repr(part._value_)  # `name` may be the class's own to define; flags may have none
         return b"e" + f"{kind.__module__}:{kind.__qualname__}.{member}".encode("utf-8", "surrogatepass")
     if isinstance(part, str):
         return b"s" + str.encode(part, "utf-8", "surrogatepass")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
@@ -90,6 +89,9 @@ class Limiter:
 
     unit: ClassVar[Unit]
     """What the limits count."""
+
+    least: ClassVar[int]
+    """The units that a call takes of which no more is known."""
 
     default_algorithm: ClassVar[type[SlidingWindow | CalendarWindow]]
     """What a limit written as a string, or as a bare `Rate`, means."""
@@ -225,14 +227,18 @@ class Limiter:
 
     def peek(self, key: Key) -> Decision:
         """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
-        store, claims = self._claims(key, 1, 0)
+        store, claims = self._claims(key, 1, self.least)
+        if store.lines:
+            store.lines.announce(claims)
         decisions = store.peek(claims)
         self.label(decisions)
         return slowest(decisions)
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
-        store, claims = self._claims(key, 1, 0)
+        store, claims = self._claims(key, 1, self.least)
+        if store.lines:
+            store.lines.announce(claims)
         decisions = await store.peek_async(claims)
         self.label(decisions)
         return slowest(decisions)
@@ -285,6 +291,7 @@ class RateLimiter(Limiter):
 
     exceeded = RateLimitExceeded
     unit = "requests"
+    least = 1
     default_algorithm = SlidingWindow
 
     def allow(self, key: Key, cost: float = 1) -> bool:
@@ -321,6 +328,7 @@ class TokenBudget(Limiter):
 
     exceeded = TokenBudgetExceeded
     unit = "tokens"
+    least = 0
     default_algorithm = CalendarWindow
 
     def charge(self, key: Key, tokens: float, wait: float = 0.0) -> Decision:
@@ -354,9 +362,9 @@ class TokenBudget(Limiter):
 
 def patience_of(wait: float) -> int:
     """The seconds that a call may wait, in microseconds. Raises `ValueError` if they are negative or no number."""
-    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or math.isnan(wait) or wait < 0:
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:  # as no comparison with NaN is
         raise ValueError(f"wait must be a number of seconds of at least 0, or math.inf, not {wait!r}")
-    return FOREVER if wait * SECOND >= FOREVER else round(wait * SECOND)
+    return FOREVER if wait >= FOREVER / SECOND else round(wait * SECOND)
 
 
 def hand_over(decisions: Iterable[Decision]) -> None:

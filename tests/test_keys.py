@@ -44,6 +44,21 @@ class OtherTier(StrEnum):
     ALICE = "alice"
 
 
+class Team(Enum):
+    """Members whose `name` and `value` are their own business."""
+
+    RED = ("north", 1)
+    BLUE = ("north", 2)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "north"
+
+    @property
+    def value(self) -> str:  # type: ignore[override]
+        return "north"
+
+
 class Right(IntFlag):
     """Members that can be combined."""
 
@@ -69,7 +84,7 @@ PEOPLE: list[Any] = [
     *(0, 1, -1, 16, 10, 2**63, -(2**63), 2**64, 10**500, 10**500 + 1),
     *(b"", b"1", b"alice", b"salice"),
     *(UUID(int=1), UUID(int=2), UUID(int=1).bytes, str(UUID(int=1)), UUID(int=1).hex),
-    *(Plan.ONE, Plan.ALICE, Number.ONE, Number.TWO, Tier.ALICE, Tier.ONE, OtherTier.ALICE, Right.READ),
+    *(Plan.ONE, Plan.ALICE, Number.ONE, Number.TWO, Tier.ALICE, Tier.ONE, OtherTier.ALICE, Right.READ, *Team),
     *(Right.READ | Right.WRITE, Right(0)),
     *(("alice",), ("a/b", "c"), ("a", "b/c"), ("a", "b", "c"), ("ab", "c"), ("a", "bc"), ("abc",), ("", "")),
     *(("",), ("1",), (1,), (b"1",), (1, "1"), ("1", 1), (Number.ONE,), (UUID(int=1),), (Tier.ALICE, "alice")),

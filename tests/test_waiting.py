@@ -35,8 +35,9 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
-from quotalimit._waiting import FOREVER, Ask, Flow, Lines, Sleep, Waiter, wait_for_room
+from quotalimit._waiting import FOREVER, Ask, Flow, Line, Lines, Sleep, Waiter, wait_for_room
 from quotalimit.algorithms.base import Algorithm
+from quotalimit.limiters import patience_of
 from quotalimit.stores.base import Answer, Claim
 from tests.helpers import no_lock_is_taken, open_holds
 
@@ -349,12 +350,17 @@ async def test_rule_6_behind_a_line_retry_after_is_when_there_is_room_for_all_in
     await stop(head)
 
 
-@pytest.mark.parametrize("wait", [-1, math.nan, True, "1", None])
+@pytest.mark.parametrize("wait", [-1, -(10**400), math.nan, True, "1", None])
 def test_a_wait_that_is_no_time_is_refused(wait: Any) -> None:
     with pytest.raises(ValueError, match="wait"):
         RateLimiter("1/minute").acquire("alice", wait=wait)
     with pytest.raises(ValueError, match="wait"):
         rate_limited("1/minute", key=everyone, wait=wait)
+
+
+@pytest.mark.parametrize("wait", [math.inf, 10**400, 1e300, FOREVER])
+def test_a_wait_may_be_of_any_length(wait: float) -> None:
+    assert patience_of(wait) == FOREVER
 
 
 # Woken
@@ -1198,15 +1204,82 @@ def test_rule_11_a_call_that_waited_on_a_closed_loop_may_be_collected_in_another
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
+# Loops that block, or come to rest
+
+
+async def test_rule_6_a_call_that_blocks_the_loop_does_not_wait_for_its_tasks() -> None:
+    limiter = RateLimiter("1/second")
+    limiter.acquire("alice")
+    task = await start(limiter.acquire_async("alice", wait=math.inf))
+    began = time.monotonic()
+    limiter.acquire("alice", wait=30)
+    assert time.monotonic() - began < 10
+    assert limiter.bound().store.lines
+    await ended(task)
+
+
+async def test_rule_6_nobody_waits_for_tasks_of_a_loop_that_a_call_blocks() -> None:
+    """Not even those that stand between the two: the first of them would wait for the last, and that for them."""
+    limiter = RateLimiter("1/second")
+    limiter.acquire("alice")
+    task = await start(limiter.acquire_async("alice", wait=math.inf))
+    with ThreadPoolExecutor() as threads:
+        between = threads.submit(limiter.acquire, "alice", 1, 30)
+        while len(line_of(limiter).waiters) < 2:
+            await asyncio.sleep(0)
+        began = time.monotonic()
+        limiter.acquire("alice", wait=30)
+        assert time.monotonic() - began < 10
+        await ended(asyncio.wrap_future(between))
+    await ended(task)
+    assert not limiter.bound().store.lines
+
+
+def test_rule_6_a_task_whose_loop_rests_keeps_its_place_and_holds_up_nobody(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(limiter.acquire_async("alice", wait=math.inf))
+    loop.run_until_complete(asyncio.sleep(0.001))
+    clock.shift(60)
+    assert limiter.peek("alice")
+    assert limiter.allow("alice")
+    flow, _, _ = flow_of(limiter, FOREVER)
+    assert isinstance(next(flow), Ask)  # as the head that it is while nobody before it can start
+    flow.close()
+    clock.shift(60)
+    assert loop.run_until_complete(asyncio.wait_for(task, 10))
+    assert not limiter.bound().store.lines
+    loop.close()
+
+
+async def test_rule_6_a_call_behind_a_task_of_another_loop_looks_whether_that_still_runs(clock: Any) -> None:
+    limiter = RateLimiter("1/hour")
+    limiter.acquire("alice")
+    task = await start(limiter.acquire_async("alice", wait=math.inf))
+    flow, _, _ = flow_of(limiter, FOREVER)
+    slept = next(flow)
+    assert isinstance(slept, Sleep)
+    assert slept.microseconds == 1_000_000
+    flow.close()
+    task.cancel()
+
+
 # The flow by itself, driven by hand: what it asks, and for how long it sleeps
 
 
 class Alarm:
     """A bell that nobody hears."""
 
-    alive = True
+    loop = blocks = None
 
     def ring(self) -> None: ...
+
+
+def line_of(limiter: RateLimiter) -> Line:
+    """The only line."""
+    (line,) = limiter.bound().store.lines.standing.values()
+    return line
 
 
 def flow_of(limiter: RateLimiter, patience: int) -> tuple[Flow, MemoryStore, list[Claim]]:
@@ -1237,6 +1310,39 @@ def test_rule_19_what_was_slept_under_a_frozen_clock_is_forgotten_when_it_steps_
     assert asked.not_before == 0
     flow.close()
     assert not store.lines
+
+
+def test_a_step_back_of_the_clock_that_is_shorter_than_the_sleep_gives_a_call_no_more_patience(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    flow, store, claims = flow_of(limiter, 61_000_000)
+    assert isinstance(next(flow), Ask)
+    slept = flow.send(store.acquire(claims))
+    assert isinstance(slept, Sleep)
+    clock.shift(slept.microseconds / 1e6 - 40)  # the whole sleep has passed, and somebody put the clock back meanwhile
+    assert isinstance(flow.send(False), Ask)
+    with pytest.raises(StopIteration) as ended:  # 40 seconds more than it would wait
+        flow.send(store.acquire(claims))
+    assert ended.value.value.refusals
+    assert claims[0].waited == 60_000_000
+
+
+def test_peek_stands_in_line_as_a_call_would(clock: Any) -> None:
+    limiter = RateLimiter("2/minute")
+    limiter.acquire("alice")
+    clock.shift(1)
+    store = limiter.bound().store
+    ((counts, limit),) = limiter.bound().places
+    claim = Claim(counts, "alice", limit, 2, 2, False)
+    claim.patience = FOREVER
+    head = wait_for_room(store.lines, [claim], store.acquire([claim]), Alarm())
+    next(head)
+    clock.shift(30)
+    assert not limiter.peek("alice")
+    assert not limiter.allow("alice")
+    head.close()
+    assert limiter.peek("alice")
+    assert limiter.allow("alice")
 
 
 def test_rule_6_a_call_that_is_not_the_first_asks_once_when_its_patience_ends(clock: Any) -> None:
