@@ -6,7 +6,6 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,7 +24,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="+", type=Path)
     parser.add_argument("--seconds", type=float, default=30, help="how long tests may take for a mutant (default: 30)")
     parser.add_argument("--record", action="store_true", help="note anew which tests run what: after each change")
-    parser.add_argument("--tests", nargs="+", help="run these against each mutant, as pytest takes them")
+    parser.add_argument("--tests", nargs="+", default=[], help="try these files too, however long they take")
     parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
@@ -37,33 +36,23 @@ def main() -> int:
     if arguments.record:
         record()
     started = time.monotonic()
-    choice = Choice() if arguments.tests is None else None
+    choice = Choice()
+    unknown = choice.unknown(arguments.tests)
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as threads:
         benches: SimpleQueue[Bench] = SimpleQueue()
         for number in range(arguments.jobs):
             benches.put(Bench(Path(directory) / str(number)))
 
-        def on_a_bench(use: Callable[[Bench], bool]) -> bool:
-            bench = benches.get()
-            try:
-                return use(bench)
-            finally:
-                benches.put(bench)
-
-        if choice is None:
-            if not on_a_bench(lambda bench: bench.passes(arguments.tests)):
-                print("the tests fail on the code as it is")
-                return 2
-            usual = time.monotonic() - started
-
         def tried(mutant: Mutant) -> bool | None:
             """Whether it survives; None if there was no time to tell."""
             if time.monotonic() - started > 60 * arguments.minutes:
                 return None
-            tests, seconds = (arguments.tests, usual) if choice is None else choice.tests_for(mutant, arguments.seconds)
-            limit = SLACK * (1 + seconds)
-            collected = choice is not None
-            return on_a_bench(lambda bench: bench.survives(mutant, tests, limit, collected=collected))
+            tests, seconds = choice.tests_for(mutant, arguments.seconds, arguments.tests)
+            bench = benches.get()
+            try:
+                return bench.survives(mutant, tests, SLACK * (1 + seconds), unknown)
+            finally:
+                benches.put(bench)
 
         results = []
         for mutant, survives in zip(mutants, threads.map(tried, mutants), strict=True):

@@ -27,6 +27,9 @@ from hypothesis import Phase, settings
 from .mutants import ROOT, Mutant
 
 PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin")
+LONGEST = 300.0
+"""Seconds that files of tests may take."""
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -36,13 +39,11 @@ class Trial(NamedTuple):
     tests: Sequence[str]
     seconds: float
     path: Path
-    tree: ast.Module | None
+    tree: ast.Module
 
 
 class Bench:
     """A copy of the repository in which one mutant at a time is tried."""
-
-    _nursery: Connection | None = None
 
     def __init__(self, directory: Path) -> None:
         self._root = directory
@@ -53,40 +54,35 @@ class Bench:
             else:
                 shutil.copy(source, directory / name)
 
-    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float, *, collected: bool) -> bool:
-        """Whether no test notices a mutant. `collected` tests are known by their names, and are collected once."""
+        self._nursery, theirs = FORK.Pipe()
+        FORK.Process(target=_run, args=(self._root, ["tests"], [Nursery(theirs)])).start()
+        assert self._nursery.recv(), "the tests can be collected"
+
+    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float, files: Sequence[str] = ()) -> bool:
+        """Whether no test notices a mutant. `files` are tests that are imported anew, and tried last."""
         place = self._root / mutant.path.relative_to(ROOT)
         kept = place.read_text()
         compiled = Path(cache_from_source(place))  # two mutants of one size may be written in one second
-        if collected:
-            self.collect()
         compiled.unlink(missing_ok=True)
         place.write_text(ast.unparse(mutant.tree))  # also where forks need not read it: tests start processes
         try:
-            if self._nursery is None or not mutant.inside:
-                return self.passes(tests, seconds)
-            self._nursery.send(Trial(tests, seconds, place, mutant.tree))
-            answer: bool = self._nursery.recv()
-            return answer
+            if mutant.inside:
+                self._nursery.send(Trial(tests, seconds, place, mutant.tree))
+                survives: bool = self._nursery.recv()
+            else:
+                survives = self.passes(tests, seconds)
+            return survives and (not files or self.passes(files, LONGEST))
         finally:
             place.write_text(kept)
             compiled.unlink(missing_ok=True)
 
-    def passes(self, options: Sequence[str], seconds: float | None = None) -> bool:
+    def passes(self, options: Sequence[str], seconds: float) -> bool:
         """Whether tests pass, in time, in a process that imports them anew."""
         return _succeeds(_run, self._root, options, seconds=seconds)
 
-    def collect(self) -> None:
-        """Start a process that collects all tests once."""
-        if self._nursery is None:
-            self._nursery, theirs = FORK.Pipe()
-            FORK.Process(target=_run, args=(self._root, ["tests"], [Nursery(theirs)])).start()
-            assert self._nursery.recv(), "the tests can be collected"
-
     def close(self) -> None:
-        """End what `collect` started."""
-        if self._nursery is not None:
-            self._nursery.send(None)
+        """End the process that has collected the tests."""
+        self._nursery.send(None)
 
 
 class Nursery:
@@ -111,7 +107,7 @@ class Nursery:
         return True
 
 
-def _succeeds(target: Any, *arguments: object, seconds: float | None) -> bool:
+def _succeeds(target: Any, *arguments: object, seconds: float) -> bool:
     """Whether a process ends in time, and well. It and all that it started are killed."""
     running = FORK.Process(target=target, args=arguments)
     running.start()
@@ -148,8 +144,7 @@ def _run(root: Path, options: Sequence[str], plugins: Sequence[object] = ()) -> 
 
 def _run_items(session: pytest.Session, trial: Trial) -> None:
     os.setsid()
-    if trial.tree is not None:
-        change_functions(trial.path, trial.tree)
+    change_functions(trial.path, trial.tree)
     try:
         pytest_runtestloop(session)
     except BaseException:  # the first failure ends the loop by an exception

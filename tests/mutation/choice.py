@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from coverage import CoverageData
@@ -54,11 +54,11 @@ class Choice:
         self._data.read()
         self._times: dict[str, float] = json.loads(TIMES.read_text())
 
-    def tests_for(self, mutant: Mutant, seconds: float) -> tuple[list[str], float]:
+    def tests_for(self, mutant: Mutant, seconds: float, files: Sequence[str] = ()) -> tuple[list[str], float]:
         """The tests that run what is changed, the fastest first, as many as take the seconds; and how long they take.
 
-        Of what no test was seen to run, as it is run when the module is imported or in another process, those that
-        run anything of the module.
+        Those of the files come besides, however long they take. Of what no test was seen to run, as it is run when
+        the module is imported or in another process, those that run anything of the module.
         """
         contexts = self._data.contexts_by_lineno(str(mutant.path))
         tests = _named(name for line in mutant.lines for name in contexts.get(line, ()))
@@ -66,11 +66,15 @@ class Choice:
         chosen: list[str] = []
         taken = 0.0
         for test in sorted(tests, key=lambda test: (self._times[test], test)):
-            if taken + self._times[test] > seconds:
-                break
-            chosen.append(test)
-            taken += self._times[test]
-        return chosen, taken
+            if taken + self._times[test] <= seconds:
+                chosen.append(test)
+                taken += self._times[test]
+        besides = [test for test in tests.difference(chosen) if test.startswith(tuple(files))] if files else []
+        return [*chosen, *besides], taken + sum(self._times[test] for test in besides)
+
+    def unknown(self, files: Sequence[str]) -> list[str]:
+        """The files of whose tests there is no recording."""
+        return [file for file in files if not any(test.startswith(file) for test in self._times)]
 
 
 def _named(contexts: Iterable[str]) -> set[str]:
