@@ -60,7 +60,7 @@ class Choice:
         Those of the files come besides, however long they take. Of what no test was seen to run, as it is run when
         the module is imported or in another process, those that run anything of the module.
         """
-        contexts = self._data.contexts_by_lineno(str(mutant.path))
+        contexts = self._data.contexts_by_lineno(str(mutant.path.relative_to(ROOT)))
         tests = _named(name for line in mutant.lines for name in contexts.get(line, ()))
         tests = tests or _named(name for names in contexts.values() for name in names)
         chosen: list[str] = []
