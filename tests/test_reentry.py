@@ -9,11 +9,21 @@ from typing import Any
 
 import pytest
 
-from quotalimit import RateLimiter, RateLimitExceeded, StoreUnavailable, clock, limiters_of, rate_limited, token_budget
+from quotalimit import (
+    RateLimiter,
+    RateLimitExceeded,
+    SlidingWindow,
+    StoreUnavailable,
+    TokenBudget,
+    clock,
+    limiters_of,
+    rate_limited,
+    token_budget,
+)
 from quotalimit._waiting import LINES, ThreadBell, Waiter
 from quotalimit.stores.base import Claim
 
-from .helpers import used
+from .helpers import open_holds, used
 
 Interrupt = Callable[[Callable[[], object]], None]
 
@@ -133,6 +143,33 @@ def test_rule_22_a_sweep_that_is_interrupted_loses_no_state() -> None:
         counts.sweep()
     counts._slowest = limit
     assert [used(limiter, number) for number in range(100)] == [1] * 100
+    for number in range(100):
+        limiter.reset(number)
+    limiter.allow("another")
+    counts._old, counts.young = counts.young, {}
+    counts.sweep()
+    assert [used(limiter, number) for number in range(100)] == [0] * 100
+
+
+@pytest.mark.parametrize("during", ["settle", "sweep"])
+def test_rule_11_a_hold_is_settled_whole_in_the_middle_of_a_sweep_of_its_own_state(during: str) -> None:
+    budget = TokenBudget(SlidingWindow("100/hour"))
+    hold = budget.reserve("alice", 10)
+    ((counts, limit),) = budget.bound().places
+    counts._old, counts.young = counts.young, {}
+
+    class Interrupted(SlidingWindow):
+        def redate(self, state: Any, now: int) -> Any:
+            if during == "sweep":
+                counts.sweep()
+            hold.settle(30)
+            return super().redate(state, now)
+
+    counts._slowest = Interrupted("100/hour")
+    counts.sweep()
+    counts._slowest = limit
+    assert used(budget) == 30
+    assert open_holds(budget) == 0
 
 
 def test_rule_6_a_call_in_the_middle_of_asking_who_waits_never_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
