@@ -17,7 +17,7 @@ from quotalimit.keys import Key
 from quotalimit.limiters import Limiter
 from quotalimit.recording import BLANK, running
 from quotalimit.settlement import Settlement
-from quotalimit.stores.base import Ask, Charge, Gates, Store
+from quotalimit.stores.base import Charge, CommonClaim, Gates, Store
 
 AdmitAtOnce: TypeAlias = Callable[[Sequence[Key], Sequence[object]], Call | None]
 """What admits common calls, given the keys and the arguments."""
@@ -69,7 +69,7 @@ class Gatekeeper:
         bindings = [layer.limiter.bound() for layer in self._layers]
         store = bindings[0].store
         asks = [
-            Ask(*binding.places[0], *layer.amounts, layer.holds)
+            CommonClaim(*binding.places[0], *layer.amounts, layer.holds)
             for layer, binding in zip(self._layers, bindings, strict=True)
         ]
         one = all(binding.store is store for binding in bindings)

@@ -199,7 +199,7 @@ class Asked:
     def _refusal(self, answer: Answer) -> LimitExceeded:
         """The exception of the layer that takes longest to clear; of the outermost where several do."""
         self._publish("refused", answer.refusals)
-        place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].patience)
+        place, decision = max(answer.refusals.items(), key=lambda refusal: refusal[1].clears_in)
         layer, key, _ = self._owners[place]
         return layer.limiter.exceeded(decision, key, tuple(answer.refusals.values()))
 

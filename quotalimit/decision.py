@@ -80,7 +80,7 @@ class Decision:
         return None if self.wait_us is None else self.wait_us / 1e6
 
     @property
-    def patience(self) -> float:
+    def clears_in(self) -> float:
         """Microseconds until the same call would be admitted; infinite if it never can be."""
         return float("inf") if self.wait_us is None else self.wait_us
 
@@ -127,7 +127,7 @@ class Decision:
 
 def slowest(decisions: Iterable[Decision]) -> Decision:
     """The decision that speaks for several: the slowest to clear, else the one with the fewest remaining."""
-    return max(decisions, key=lambda decision: (decision.patience, -decision.remaining))
+    return max(decisions, key=lambda decision: (decision.clears_in, -decision.remaining))
 
 
 _seen: Final[ContextVar[tuple[list[Decision], ...]]] = ContextVar("quotalimit_seen", default=())

@@ -23,7 +23,7 @@ Gates: TypeAlias = Callable[[Sequence[Key], "list[Charge]"], bool]
 """What admits the common calls of several limits: see `Store.gates`."""
 
 
-class Ask(NamedTuple):
+class CommonClaim(NamedTuple):
     """What every common call asks of one limit: `need` units must fit, `cost` are taken, held or not."""
 
     counts: Counts
@@ -37,21 +37,31 @@ class Claim:
     """What one call asks of one limit, for one identity.
 
     `need` units must fit, `cost` of them are taken: they differ for a call that needs 1 and takes 0.
-    `holds` asks for a `Charge`, to be settled later. `lenders` are the open charges of enclosing calls on the same
-    count, nearest first, from which the need is met before the store is asked. `before` are the units that earlier
-    claims of the same call take of the same count. `heads` are (need, due) of waiting calls that must not be delayed.
-    `ahead` are the units that all waiting calls need. `patience` are the microseconds for which it may delay its call,
-    `waited` those for which it did. `charge` is what a store took for it last, known before the answer is.
+    `holds` asks for a `Charge`, to be settled later.
     """
 
     # What few claims have is in the class, so that the others need not be given it.
+
     lenders: Sequence[Charge] = ()
+    """The open charges of enclosing calls on the same count, nearest first: what they hold meets the need first."""
+
     before: int = 0
+    """The units that earlier claims of the same call take of the same count."""
+
     heads: Sequence[tuple[int, int]] = ()
+    """(need, due) of waiting calls that must not be delayed."""
+
     ahead: int = 0
+    """The units that all calls that wait in front need."""
+
     patience: int = 0
+    """The microseconds for which it may delay its call."""
+
     waited: int = 0
+    """The microseconds for which it did."""
+
     charge: Charge | None = None
+    """What a store took for it last, known before the answer is."""
 
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, need: int, cost: int, holds: bool) -> None:
         self.counts = counts
@@ -140,7 +150,7 @@ class Store(ABC):
         """
         return _no_gate
 
-    def gates(self, asks: Sequence[Ask]) -> Gates:
+    def gates(self, asks: Sequence[CommonClaim]) -> Gates:
         """The same for one key each of several limits, some of them held.
 
         True if a call is admitted and counted; what is held of it is added to a list of the caller's, who so knows of

@@ -15,9 +15,9 @@ from quotalimit.keys import Identity
 from quotalimit.stores.base import (
     NOTHING,
     Answer,
-    Ask,
     Charge,
     Claim,
+    CommonClaim,
     Gate,
     Gates,
     Store,
@@ -72,7 +72,7 @@ class MemoryStore(Store):
     def gate(self, counts: MemoryCounts, limit: Algorithm) -> Gate:
         return gate_of_one(self._stripes, self.lines.standing, counts, limit)
 
-    def gates(self, asks: Sequence[Ask]) -> Gates:
+    def gates(self, asks: Sequence[CommonClaim]) -> Gates:
         return gate_of_several(self._stripes, self.lines.standing, asks)
 
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:

@@ -13,7 +13,7 @@ from quotalimit import clock
 from quotalimit.algorithms.base import Algorithm
 from quotalimit.decision import Decision, collectors
 from quotalimit.keys import PLAIN, Key
-from quotalimit.stores.base import Ask, Charge, Gate, Gates, decision
+from quotalimit.stores.base import Charge, CommonClaim, Gate, Gates, decision
 from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.stripes import STRIPES, Stripe, locked, stripes_of
 
@@ -54,7 +54,7 @@ def gate_of_one(stripes: Sequence[Stripe], standing: Standing, counts: MemoryCou
     return admits
 
 
-def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequence[Ask]) -> Gates:
+def gate_of_several(stripes: Sequence[Stripe], standing: Standing, asks: Sequence[CommonClaim]) -> Gates:
     """What `Store.gates` returns."""
     take_all = _write_take_all(asks)
 
@@ -119,7 +119,7 @@ _HOLD: Final = """\
 """
 
 
-def _write_take_all(asks: Sequence[Ask]) -> _Take:
+def _write_take_all(asks: Sequence[CommonClaim]) -> _Take:
     """A function of keys, a time and a list, that takes all that is asked if it all fits; the locks must be held.
 
     What is held of it is added to the list. Written out for each limit in turn, for loops over limits and states

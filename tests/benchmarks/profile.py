@@ -7,7 +7,7 @@ from typing import Any
 
 from quotalimit import clock, limiters_of
 from quotalimit._wrapping import guards_of
-from quotalimit.stores.base import Ask
+from quotalimit.stores.base import CommonClaim
 from quotalimit.stores.stripes import Stripe
 from tests.benchmarks.calls import FUNCTION, LAYERED, layered, limited
 from tests.benchmarks.report import Table, ns
@@ -62,7 +62,7 @@ def _layers() -> dict[str, Any]:
     (guard,) = guards_of(ask)
     bindings = [layer.limiter.bound() for layer in guard.layers]
     asks = [
-        Ask(*binding.places[0], *layer.amounts, layer.holds)
+        CommonClaim(*binding.places[0], *layer.amounts, layer.holds)
         for layer, binding in zip(guard.layers, bindings, strict=True)
     ]
     store = bindings[0].store
