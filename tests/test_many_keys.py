@@ -30,6 +30,7 @@ from quotalimit import (
     TokenBudget,
     TokenBudgetExceeded,
     everyone,
+    limiters_of,
     rate_limited,
     token_budget,
 )
@@ -37,6 +38,8 @@ from quotalimit.algorithms.base import Algorithm
 from quotalimit.keys import encode
 from quotalimit.limiters import Limiter
 from quotalimit.stores import memory_counts
+
+from .helpers import used
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -546,3 +549,33 @@ def test_a_budget_keeps_one_entry_a_call_and_never_one_a_token(clock: Any) -> No
     assert len(log.times) == 100
     with pytest.raises(TokenBudgetExceeded):
         budget.charge("alice", 900_001)
+
+
+def test_rule_22_a_reset_forgets_what_has_retired_too() -> None:
+    limiter = RateLimiter("5/hour")
+    limiter.allow("alice")
+    ((counts, _),) = limiter.bound().places
+    counts._old, counts.young = counts.young, {}
+    limiter.reset("alice")
+    assert used(limiter) == 0
+
+
+@pytest.mark.parametrize("plans", [("slow", "fast"), ("fast", "slow")])
+def test_rule_22_a_state_is_kept_for_the_slowest_of_the_limits_that_share_it(
+    plans: tuple[str, str], clock: Any
+) -> None:
+    limits = {"slow": TokenBucket("6/hour"), "fast": TokenBucket("3600/hour", burst=6)}
+
+    @rate_limited(lambda plan: limits[plan], key="user", cost=lambda cost=0: cost)
+    def ask(user: str, plan: str, cost: int = 0) -> None: ...
+
+    for plan in plans:
+        ask("bob", plan)
+    ask("alice", "slow", 6)
+    (limiter,) = limiters_of(ask)
+    ((counts, _),) = limiter.bound().places_for(limits["slow"])
+    counts._old, counts.young = counts.young, {}
+    clock.shift(10)  # seconds, in which the fast one fills again
+    counts.sweep()
+    with pytest.raises(RateLimitExceeded):
+        ask("alice", "slow", 1)
