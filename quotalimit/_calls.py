@@ -235,14 +235,13 @@ class Call(Recorder):
         other._ends = []
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
-        """The open charges on a count of this call and of those that it runs in, nearest first."""
-        own = [
+        """The call's own open charges on a count."""
+        return [
             charge
             for part in self.parts
             for charge in part.charges
             if charge.open and charge.counts is counts and charge.identity == identity
         ]
-        return own + lenders(self.enclosing, counts, identity)
 
     def flush(self) -> None:
         """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
@@ -292,6 +291,7 @@ class Call(Recorder):
             charged += due
         if self.enclosing is not None:
             self._tell_enclosing(settled, charged)
+            self.enclosing = unfinished(self.enclosing)  # what it began may live on, and not keep all that went before
         self._arguments, self._result, self._read_from = (), None, ()
         if self.notes is not BLANK:
             self.forget()
@@ -380,6 +380,10 @@ def _tell_later(part: Part, settlement: Settlement) -> None:
 
 
 def lenders(recorder: Recorder | None, counts: Counts, identity: Identity) -> list[Charge]:
-    """The charges from which a nested call on the same count takes its need first."""
-    recorder = unfinished(recorder)
-    return recorder.lenders(counts, identity) if isinstance(recorder, Call) else []
+    """The charges from which a nested call on the same count takes its need first, the nearest first."""
+    found: list[Charge] = []
+    while (recorder := unfinished(recorder)) is not None:
+        if isinstance(recorder, Call):
+            found += recorder.lenders(counts, identity)
+        recorder = recorder.enclosing
+    return found

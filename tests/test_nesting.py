@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -34,6 +35,7 @@ from quotalimit import (
     record_usage,
     token_budget,
 )
+from quotalimit._calls import Call
 
 from .helpers import open_holds, reply, used
 
@@ -1000,3 +1002,35 @@ def test_rule_12_an_end_that_comes_late_and_is_interrupted_is_told_to_the_enclos
 
     outer("alice")
     assert (used(inner_budget), used(outer_budget)) == (10, 10)
+
+
+# Many calls, nested or one after the other.
+
+
+async def test_rule_12_calls_nest_as_deep_as_the_functions_do(budget: TokenBudget) -> None:
+    @token_budget(budget, key="user", reserve=1)
+    async def step(user: str, left: int) -> object:
+        if left:
+            await asyncio.create_task(step(user, left - 1))
+        return Usage()
+
+    await step("alice", 900)
+    assert (used(budget), open_holds(budget)) == (0, 0)
+
+
+async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: TokenBudget) -> None:
+    tasks: list[asyncio.Task[object]] = []
+
+    @token_budget(budget, key="user")
+    async def step(user: str, left: int) -> object:
+        if left:
+            tasks.append(asyncio.create_task(step(user, left - 1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Usage()
+
+    tasks.append(asyncio.create_task(step("alice", 100)))
+    while tasks:
+        await tasks.pop(0)
+        gc.collect()
+        assert sum(isinstance(each, Call) for each in gc.get_objects()) < 10
