@@ -15,7 +15,7 @@ from quotalimit.decision import Decision, slowest
 from quotalimit.failures import read_error
 from quotalimit.keys import Key
 from quotalimit.providers import read_usage
-from quotalimit.recording import Recorder, begin, end, sources_of, to_reading
+from quotalimit.recording import Recorder, begin, end, readings_of
 from quotalimit.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Hold:
         """
         with self._settling:
             if self.settlement is None:
-                (self.settlement,) = self._call.finish_as(to_reading(used), sources_of(used))
+                (self.settlement,) = self._call.finish_as(readings_of(used))
             return self.settlement
 
     def __enter__(self) -> Hold:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import add
 from typing import NamedTuple, TypeAlias
 
@@ -135,3 +136,18 @@ def _beside(mine: Usage, its: Usage) -> Usage:
     return Usage(
         rest + cached, both.output_tokens, both.cache_read_tokens, both.cache_write_tokens, both.reasoning_tokens
     )
+
+
+def without(readings: Sequence[Reading], others: Sequence[Reading]) -> list[Reading]:
+    """What readings tell beyond others, of which they are the whole; nothing where that is nothing."""
+    left: list[Reading] = []
+    for reading in readings:
+        rest = reading
+        for other in others:
+            if isinstance(rest, Usage) and isinstance(other, Usage):
+                rest = Usage(*(max(0, mine - its) for mine, its in zip(rest, other, strict=True)))
+            elif isinstance(rest, int) and isinstance(other, int):
+                rest = max(0, rest - other)
+        if rest.total_tokens if isinstance(rest, Usage) else rest:
+            left.append(rest)
+    return left

@@ -258,7 +258,6 @@ def test_a_settled_hold_keeps_no_response_alive(budget: TokenBudget) -> None:
         record_usage(response)
         seen = ref(response)
         del response
-        assert seen() is not None  # the id of a dead object might come again
     gc.collect()
     assert seen() is None
     assert hold.settlement is not None

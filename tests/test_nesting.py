@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
+from weakref import ref
 
 import pytest
 import time_machine
@@ -1029,8 +1030,33 @@ async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: Token
         await asyncio.sleep(0)
         return Usage()
 
+    def live_calls() -> int:
+        gc.collect()
+        return sum(isinstance(each, Call) for each in gc.get_objects())
+
+    before = live_calls()
     tasks.append(asyncio.create_task(step("alice", 100)))
     while tasks:
         await tasks.pop(0)
-        gc.collect()
-        assert sum(isinstance(each, Call) for each in gc.get_objects()) < 10
+        assert live_calls() < before + 10
+
+
+def test_a_call_keeps_no_response_of_its_nested_calls_alive(budget: TokenBudget) -> None:
+    class Response:
+        usage: ClassVar = {"prompt_tokens": 1, "completion_tokens": 0}
+
+    seen: list[ref[Response]] = []
+
+    def inner() -> object:
+        response = Response()
+        response.usage = dict(Response.usage)
+        seen.append(ref(response))
+        return response
+
+    def outer() -> None:
+        for _ in range(20):
+            call(budget, inner)
+        assert not any(each() for each in seen)
+
+    call(budget, outer)
+    assert used(budget) == 20
