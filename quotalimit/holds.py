@@ -33,7 +33,7 @@ class Hold:
         self.settlement: Settlement | None = None
         self._call = call
         self._settling = threading.Lock()
-        self._token: Token[Recorder | None] | None = None
+        self._tokens: list[Token[Recorder | None]] = []
 
     def settle(self, used: object) -> Settlement:
         """Charge what the call used instead of what is held: a model's response, a `Usage` or a number of units.
@@ -48,7 +48,7 @@ class Hold:
 
     def __enter__(self) -> Hold:
         try:
-            self._token = begin(self._call)
+            self._tokens.append(begin(self._call))
         except BaseException:  # an interrupt: no block begins
             self._call.cut()
             raise
@@ -65,7 +65,7 @@ class Hold:
                 if self.settlement is None:
                     (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
         finally:
-            end(self._token)
+            end(self._tokens.pop() if self._tokens else None)
         return self._call
 
     def __del__(self) -> None:
