@@ -24,6 +24,7 @@ Told: TypeAlias = tuple[Report | Reading, tuple[object, ...], bool]
 """What was told, the objects that tell it, and whether it is known from elsewhere."""
 
 _MOST_HANDED_ON: Final = 60
+_MOST_UNREAD: Final = 50
 
 
 class Part:
@@ -39,6 +40,7 @@ class Part:
     """What of that the enclosing call has read by itself, from what was handed on to it."""
 
     used = 0
+    """What was used in the end."""
 
     told = False
     """Whether usage was told, be it known from elsewhere."""
@@ -67,11 +69,6 @@ class Part:
         if self.reading is not None:
             readings.append(self.reading)
         return readings
-
-    @property
-    def left(self) -> list[Reading]:
-        """All that was told but for what the enclosing call has read by itself."""
-        return self.readings if self.passed is None else without(self.readings, self.passed.readings)
 
     def tell(self, told: Sequence[tuple[Report | Reading, bool]]) -> None:
         """Take what a result, an exception or an item of a stream told, but for what is known from elsewhere."""
@@ -172,9 +169,11 @@ class Call(Recorder):
         for part, reports in told:
             if reports:
                 self._take(part, reports)
-                if streaming or self.notes is not BLANK or self.enclosing is not None:  # else nobody asks
-                    for _, sources, _ in reports:
+                for _, sources, _ in reports:
+                    if streaming:
                         self.remember_latest(sources)
+                    elif self.enclosing is not None:
+                        self._read_from += sources
 
     def _take(self, part: Part, told: Sequence[Told]) -> None:
         """Take what was told for a part."""
@@ -192,7 +191,7 @@ class Call(Recorder):
                 part.pass_on(told[0])
             else:
                 unread.append((part, told))
-        self._handed_on = unread[10 - _MOST_HANDED_ON :]
+        self._handed_on = unread[-_MOST_UNREAD:]
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
@@ -379,22 +378,25 @@ class Call(Recorder):
         own: dict[object, list[Reading]] = {}
         for part in self.parts:
             if isinstance(part.layer, TokenLayer):
-                is_known = part.readings or recorded or not part.used
-                own[part.layer.limiter] = part.left if is_known else [part.used]
+                readings = part.readings
+                if part.passed is not None:
+                    readings = without(readings, part.passed.readings)
+                    if readings and not part.untold:
+                        outer.catch_up()
+                elif part.used and not readings and not recorded:
+                    readings.append(part.used)
+                own[part.layer.limiter] = readings
         told = [readings for readings in own.values() if readings]
         if told:
             of_model = (readings for readings in told if any(isinstance(each, Usage) for each in readings))
-            outer.record_told(Record(next(of_model, told[0]), (), own))
-            if any(part.passed is not None for part in self.parts) and not any(part.untold for part in self.parts):
-                outer.catch_up()
-        streamed = any(part.fold is not None for part in self.parts)
-        (outer.remember_latest if streamed else outer.remember)(alive(self.notes.latest.values()))
+            best = told[0] if len(told) == 1 else next(of_model, told[0])
+            outer.record_told(Record(best, (), own if len(own) > 1 else {}))
+        outer.remember_latest(alive(list(self.notes.latest.values())))
         outer.remember(self._read_from)
         inside = ((charge.counts, charge.identity, units) for charge, units in charged)
         outer.record_inside([*self.notes.inside, *inside])
 
     def catch_up(self) -> None:
-        """Know the usage of all that was written: a stream that was handed on in part has told it."""
         for part in self.parts:
             part.untold = 0
 
@@ -406,7 +408,12 @@ class InterruptedCall(Call):
     """
 
     def __del__(self) -> None:
-        self.cut()
+        try:
+            self.cut()
+        except BaseException:  # a reader that always raises: no other end will come
+            for part in self.parts:
+                part.store.settle([(charge, part.reserve) for charge in part.charges])
+            raise
 
 
 def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:

@@ -85,12 +85,20 @@ def usages_of(error: BaseException) -> list[tuple[Usage, tuple[object, ...]]]:
         seen.add(id(each))
         report, usage = _reported(each)
         if usage is None:
-            inside = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-            todo += [one for one in (*inside, _cause(each)) if one is not None]
+            todo += _behind(each)
         elif seen.isdisjoint(map(id, sources := sources_of(report))):
             seen.update(map(id, sources))
             found.append((usage, (each, *sources)))
     return found
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group, and what it was raised from."""
+    try:
+        inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        return [each for each in (*inside, _cause(error)) if each is not None]
+    except Exception:  # a foreign exception may do anything
+        return []
 
 
 def together(usages: Iterable[tuple[Usage, tuple[object, ...]]]) -> Usage:

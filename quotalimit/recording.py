@@ -17,15 +17,13 @@ _MOST_LATEST: Final = 1_000
 
 Mark: TypeAlias = object
 """What an object is recognised by: a weak reference, or itself if it knows none, as a dict."""
-
-
-NO_READINGS: Final[Mapping[object, Sequence[Reading]]] = {}
+_NOTHING: Final[Mapping[object, Sequence[Reading]]] = {}
 
 
 def _mark(source: object) -> Mark:
     try:
-        return ref(source)
-    except TypeError:
+        return ref(source) if type(source).__weakrefoffset__ else source
+    except Exception:  # a foreign class may do anything
         return source
 
 
@@ -46,8 +44,8 @@ class Record(NamedTuple):
     marks: Sequence[Mark] = ()
     """Of the objects that it was read from."""
 
-    own: Mapping[object, Sequence[Reading]] = NO_READINGS
-    """How limiters that counted the nested call themselves read it."""
+    own: Mapping[object, Sequence[Reading]] = _NOTHING
+    """The same as limiters that counted the nested call read it, where they are several."""
 
     def read_by(self, limiter: object) -> Sequence[Reading]:
         """The usage for a limiter."""
@@ -130,7 +128,7 @@ class Recorder:
                 latest.pop(old, None)
 
     def catch_up(self) -> None:
-        """Know the usage of all that was written so far."""
+        """Know the usage of all that was written so far: a stream that was handed on in part has told the rest."""
 
     def forget(self) -> None:
         """Let go of what was recorded and read."""
