@@ -1020,6 +1020,25 @@ async def test_rule_12_calls_nest_as_deep_as_the_functions_do(budget: TokenBudge
     assert (used(budget), open_holds(budget)) == (0, 0)
 
 
+@pytest.mark.parametrize("tokens", [0, 5, 10, 15])
+async def test_rule_12_calls_that_begin_one_another_lend_on_without_end(tokens: int) -> None:
+    budget = TokenBudget("1M/day")
+    tasks: list[asyncio.Task[object]] = []
+
+    @token_budget(budget, key="user", reserve=10)
+    async def step(user: str, left: int) -> object:
+        if left:
+            tasks.append(asyncio.create_task(step(user, left - 1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Usage(tokens)
+
+    tasks.append(asyncio.create_task(step("alice", 1_100)))
+    while tasks:
+        await tasks.pop(0)
+    assert (used(budget), open_holds(budget)) == (1_101 * tokens, 0)
+
+
 async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: TokenBudget) -> None:
     tasks: list[asyncio.Task[object]] = []
 
