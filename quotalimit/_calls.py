@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
 from itertools import islice
-from operator import add
 from typing import Any, Final, TypeAlias
 
 from quotalimit._layers import Layer, RateLayer, TokenLayer
@@ -79,8 +77,10 @@ class Part:
                 self.fold.add(Report(report) if isinstance(report, Usage) else report, known)
             return
         new = [report for report, known in told if not known and not isinstance(report, Report)]
-        if new:
-            self.reading = reduce(add, new)
+        if len(new) > 1:  # the responses of a list
+            self.reading = sum((each for each in new if isinstance(each, Usage)), Usage())
+        elif new:
+            self.reading = new[0]
 
     def pass_on(self, report: Report | Reading) -> None:
         """Know that the enclosing call has read a report by itself."""
