@@ -122,6 +122,7 @@ class Recorder:
         """
         latest = self._own_notes().latest
         for source in sources:
+            latest.pop(id(source), None)  # at the address of a dead one, perhaps, which would be forgotten sooner
             latest[id(source)] = _mark(source)
         if len(latest) > 2 * _MOST_LATEST:
             for old in list(latest)[:-_MOST_LATEST]:  # at once, for threads may be here side by side
