@@ -26,6 +26,8 @@ _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 _STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 _VALUES: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*{}, ", Parameter.VAR_KEYWORD: "*{}.values(), "}
 _MOST_POSITIONAL: Final = 64
+_RECEIVERS: Final = ("self", "cls")
+"""What the first parameter of a method is called: whose method it is, and nothing that a model is told."""
 
 
 _ANSWERS: Final = "def {title}({parameters}):\n    return ({answers})\n"
@@ -50,11 +52,11 @@ def compile_call(
     by name. Each question comes with what it is for: `InvalidKey`, `InvalidLimit` or `TypeError`, by that, is raised
     for what can never be called.
 
-    In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` all arguments, defaults
-    applied, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}` begins the names that the
-    template brings, its own and `names`. The parameters are those of a plain function, so that nothing is packed and
-    unpacked, and the exact call of any other. If `bound`, what is to be called, which knows the first argument already,
-    comes before all arguments and is called `{_}function`.
+    In the template `{parameters}` and `{arguments}` are what it takes and passes on, `{values}` all arguments but
+    `self` or `cls`, defaults applied, `{answers}` the answers to all questions and `{answer}` that to the first; `{_}`
+    begins the names that the template brings, its own and `names`. The parameters are those of a plain function, so
+    that nothing is packed and unpacked, and the exact call of any other. If `bound`, what is to be called, which knows
+    the first argument already, comes before all arguments and is called `{_}function`.
     """
     written = _Written(function, questions)
     is_plain = type(function) is FunctionType and not any(hasattr(function, name) for name in _LOOKS_OTHERWISE)
@@ -192,8 +194,11 @@ class _Written:
         )
 
     def _values(self) -> str:
-        """All that the function is called with, defaults applied, one after the other."""
-        return "".join(_VALUES.get(p.kind, "{}, ").format(name) for name, p in self.signature.parameters.items())
+        """All that the function is called with, defaults applied, one after the other, but for whose method it is."""
+        parameters = list(self.signature.parameters.items())
+        if parameters and parameters[0][0] in _RECEIVERS:
+            parameters = parameters[1:]
+        return "".join(_VALUES.get(p.kind, "{}, ").format(name) for name, p in parameters)
 
 
 def signature_of(function: Callable[..., Any]) -> Signature:

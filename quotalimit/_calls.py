@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any, Final, TypeAlias
 
 from quotalimit._layers import Layer, RateLayer, TokenLayer
 from quotalimit.amounts import MAX_UNITS
 from quotalimit.decision import Decision, slowest
 from quotalimit.estimation import tokens_of, weigh_answer, weigh_arguments
 from quotalimit.events import Event, Kind, listeners, tell, tell_later
-from quotalimit.failures import KEEP, RELEASE, Verdict
+from quotalimit.failures import KEEP, RELEASE, Verdict, together, usages_of
 from quotalimit.keys import Identity, Key
-from quotalimit.providers import field
-from quotalimit.recording import BLANK, Recorder, sources_of, unfinished
+from quotalimit.recording import BLANK, Record, Recorder, alive, unfinished
 from quotalimit.settlement import Settlement, Source
 from quotalimit.stores.base import Charge, Counts, Store
-from quotalimit.usage import Fold, Reading, Report, Usage
+from quotalimit.usage import Fold, Reading, Report, Usage, without
+
+Told: TypeAlias = tuple[Report | Reading, tuple[object, ...], bool]
+"""What was told, the objects that tell it, and whether it is known from elsewhere."""
+
+_MOST_HANDED_ON: Final = 60
+_MOST_UNREAD: Final = 50
 
 
 class Part:
@@ -27,6 +33,12 @@ class Part:
 
     reading: Reading | None = None
     """What the result or the exception of the call told."""
+
+    passed: Fold | None = None
+    """What of that the enclosing call has read by itself, from what was handed on to it."""
+
+    used = 0
+    """What was used in the end."""
 
     told = False
     """Whether usage was told, be it known from elsewhere."""
@@ -56,15 +68,24 @@ class Part:
             readings.append(self.reading)
         return readings
 
-    def tell(self, report: Report | Reading, known: bool) -> None:
-        """Take what a result, an exception or an item of a stream told; nothing if that is known from elsewhere."""
+    def tell(self, told: Sequence[tuple[Report | Reading, bool]]) -> None:
+        """Take what a result, an exception or an item of a stream told, but for what is known from elsewhere."""
         self.told = True
         self.untold = 0
         if self.fold is not None:
-            self.fold.add(Report(report) if isinstance(report, Usage) else report, known)
-        elif not known:
-            assert not isinstance(report, Report)
-            self.reading = report
+            for report, known in told:
+                self.fold.add(Report(report) if isinstance(report, Usage) else report, known)
+            return
+        new = [report for report, known in told if not known and not isinstance(report, Report)]
+        if len(new) > 1:  # the responses of a list
+            self.reading = sum((each for each in new if isinstance(each, Usage)), Usage())
+        elif new:
+            self.reading = new[0]
+
+    def pass_on(self, report: Report | Reading) -> None:
+        """Know that the enclosing call has read a report by itself."""
+        self.passed = self.passed or Fold()
+        self.passed.add(Report(report, None, self.fold is None) if isinstance(report, Usage) else report, False)
 
 
 class Call(Recorder):
@@ -78,6 +99,9 @@ class Call(Recorder):
 
     _result: object = None
     _read_from: tuple[object, ...] = ()
+    _handed_on: Sequence[tuple[Part, Told]] = ()
+    """What was told of late and the enclosing call may read by itself, where it was handed on to it."""
+
     _written = 0
     _cut = False
     _dropped = False
@@ -114,7 +138,7 @@ class Call(Recorder):
                 for layer in self._layers
             ]
             if self._reading is not None:
-                parts[0].tell(self._reading, False)
+                parts[0].tell([(self._reading, False)])
             made: Sequence[Part] = self.__dict__.setdefault("_parts", parts)  # in one step, for threads may be first
             return made
         return self._parts
@@ -134,31 +158,44 @@ class Call(Recorder):
 
     def _read(self, answer: object, *, streaming: bool = False) -> None:
         """Read the usage that a result, or an item of a stream, tells."""
-        sources: tuple[object, ...] = ()
-        if streaming or self.notes is not BLANK or self.enclosing is not None:  # else nobody asks where
-            sources = sources_of(answer)
-        known = bool(sources) and self.knows(sources)
+        told: list[tuple[Part, list[Told]]] = []
         for part in self.parts:
             layer = part.layer
-            if answer is None and part.fold is not None:  # the end of a stream, and no item of it
-                continue
-            if isinstance(layer, TokenLayer):
+            if isinstance(layer, TokenLayer) and (answer is not None or part.fold is None):  # else a stream's end
                 if streaming and part.fold is None:
                     part.fold = Fold()
-                whole = part.fold is None
-                report = layer.read(answer) if whole else layer.read_item(answer, streaming=streaming)
-                if report is not None:
-                    part.tell(report, known)
-                    if sources:
+                each = layer.read_each(answer, whole=part.fold is None, streaming=streaming)
+                told.append((part, [(report, sources, self.knows(sources)) for report, sources in each]))
+        for part, reports in told:
+            if reports:
+                self._take(part, reports)
+                for _, sources, _ in reports:
+                    if streaming:
                         self.remember_latest(sources)
+                    elif self.enclosing is not None:
+                        self._read_from += sources
+
+    def _take(self, part: Part, told: Sequence[Told]) -> None:
+        """Take what was told for a part."""
+        part.tell([(report, known) for report, _, known in told])
+        if self.enclosing is not None:
+            self._handed_on = [*self._handed_on, *((part, each) for each in told if not each[2])]
+            if len(self._handed_on) > _MOST_HANDED_ON:
+                self._ask_enclosing(unfinished(self.enclosing))
+
+    def _ask_enclosing(self, outer: Recorder | None) -> None:
+        """Ask the enclosing call what it has read by itself. The last that it has not it may yet read."""
+        unread: list[tuple[Part, Told]] = []
+        for part, told in self._handed_on:
+            if outer is not None and outer.knows(told[1]):
+                part.pass_on(told[0])
+            else:
+                unread.append((part, told))
+        self._handed_on = unread[-_MOST_UNREAD:]
 
     def finish(self, result: object = None) -> list[Settlement]:
         """Settle a call that returned."""
-        try:
-            return self._conclude(result) if self._end() else []
-        except BaseException:  # an interrupt, or no stack left
-            self._reopen()
-            raise
+        return self._end(self._conclude, result)
 
     def _conclude(self, result: object) -> list[Settlement]:
         """Settle what its result tells."""
@@ -168,65 +205,79 @@ class Call(Recorder):
 
     def cut(self) -> list[Settlement]:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
-        try:
-            if not self._end():
-                return []
-            self._cut = self._dropped = True
-            return self._settle(None)
-        except BaseException:
-            self._reopen()
-            raise
+        return self._end(self._conclude_cut)
 
-    def finish_as(self, reading: Reading | None, sources: tuple[object, ...] = ()) -> list[Settlement]:
+    def _conclude_cut(self, _: None) -> list[Settlement]:
+        self._cut = self._dropped = True
+        return self._settle(None)
+
+    def finish_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> list[Settlement]:
         """Settle a call of which the usage is known from elsewhere."""
-        try:
-            if not self._end():
-                return []
-            if reading is not None:
-                for part in self.parts:
-                    part.tell(reading, self.knows(sources))
-                self._read_from = sources
-            return self._settle(None)
-        except BaseException:
-            self._reopen()
-            raise
+        return self._end(self._conclude_as, readings)
+
+    def _conclude_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> list[Settlement]:
+        told = [(reading, sources, self.knows(sources)) for reading, sources in readings]
+        if told:
+            for part in self.parts:
+                self._take(part, told)
+            self._read_from = tuple([source for _, sources, _ in told for source in sources])
+        return self._settle(None)
 
     def fail(self, error: BaseException) -> list[Settlement]:
         """Settle a call that raised."""
-        try:
-            if not self._end():
-                return []
-            self._cut = True
-            self._read_failure(error)
-            return self._settle(error)
-        except BaseException:
-            self._reopen()
-            raise
+        return self._end(self._conclude_failed, error)
+
+    def _conclude_failed(self, error: BaseException) -> list[Settlement]:
+        self._cut = True
+        self._read_failure(error)
+        return self._settle(error)
 
     def _read_failure(self, error: BaseException) -> None:
         """Read the usage that an exception tells, or what becomes of the holds."""
-        sources = (error, *sources_of(field(error, "completion")))
-        known = self.knows(sources)
+        usages = usages_of(error)
+        new = [(usage, sources) for usage, sources in usages if not self.knows((error, *sources))]
+        self._read_from = sources = (error, *(source for _, its in usages for source in its))
         for part in self.parts:
             if isinstance(part.layer, TokenLayer):
                 outcome = part.layer.read_failure(error, begun=self._written > 0 or part.told)
                 if isinstance(outcome, Verdict):
                     part.verdict = outcome
+                elif usages and outcome == together(usages):  # some of which may be known from nested calls
+                    self._take(part, [(together(new), sources, not new)])
                 else:
-                    part.tell(outcome, known)
-        self._read_from = sources
+                    self._take(part, [(outcome, sources, self.knows(sources))])
 
     def release(self) -> None:
         """Give back all that is held: the body of the call never ran."""
+        self._end(self._conclude_released)
+
+    def _conclude_released(self, _: None) -> list[Settlement]:
+        self._dropped = True
+        for part in self.parts:
+            part.verdict = RELEASE
+        return self._settle(None)
+
+    def _end(self, conclude: Callable[[Any], list[Settlement]], about: object = None) -> list[Settlement]:
+        """End the call in one of its ways, unless it has ended already: several may try, in several threads.
+
+        What it settled is handed back by plain calls and returns, between which no interrupt comes.
+        """
         try:
-            if self._end():
-                self._dropped = True
-                for part in self.parts:
-                    part.verdict = RELEASE
-                self._settle(None)
-        except BaseException:
+            try:
+                self._ends.pop()
+            except IndexError:
+                return []
+            self.finished = True
+            return conclude(about)
+        except BaseException:  # an interrupt, or no stack left: the next end settles what this one could not
             self._reopen()
             raise
+
+    def _reopen(self) -> None:
+        if self._is_settled:
+            return
+        self._ends = [None]
+        self.__class__ = InterruptedCall  # pyright: ignore[reportAttributeAccessIssue]
 
     def join(self, other: Call) -> None:
         """Settle another call, which began with this one and has not run, together with this one."""
@@ -235,14 +286,13 @@ class Call(Recorder):
         other._ends = []
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
-        """The open charges on a count of this call and of those that it runs in, nearest first."""
-        own = [
+        """The call's own open charges on a count."""
+        return [
             charge
             for part in self.parts
             for charge in part.charges
             if charge.open and charge.counts is counts and charge.identity == identity
         ]
-        return own + lenders(self.enclosing, counts, identity)
 
     def flush(self) -> None:
         """Wait until what was settled is kept, where that takes I/O. Not for finalizers, nor on an event loop."""
@@ -256,22 +306,6 @@ class Call(Recorder):
         for store in dict.fromkeys(unflushed):
             await store.flush_async()
 
-    def _end(self) -> bool:
-        """Whether this is the first end of the call, of which there may be several, in several threads."""
-        try:
-            self._ends.pop()
-        except IndexError:
-            return False
-        self.finished = True
-        return True
-
-    def _reopen(self) -> None:
-        """Let the next end settle what this one could not."""
-        if self._is_settled:
-            return
-        self._ends = [None]
-        self.__class__ = InterruptedCall  # pyright: ignore[reportAttributeAccessIssue]
-
     def _settle(self, error: BaseException | None) -> list[Settlement]:
         settled: list[Settlement] = []
         charged: list[tuple[Charge, int]] = []
@@ -279,7 +313,7 @@ class Call(Recorder):
             layer = part.layer
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
-                used = min(used, MAX_UNITS)
+                part.used = used = min(used, MAX_UNITS)
                 due = [(charge, self._owed(charge, used)) for charge in part.charges]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
@@ -291,8 +325,9 @@ class Call(Recorder):
                 self.unflushed = (*self.unflushed, part.store)
             charged += due
         if self.enclosing is not None:
-            self._tell_enclosing(settled, charged)
-        self._arguments, self._result, self._read_from = (), None, ()
+            self._tell_enclosing(charged)
+            self.enclosing = unfinished(self.enclosing)  # what it began may live on, and not keep all that went before
+        self._arguments, self._result, self._read_from, self._handed_on = (), None, (), ()
         if self.notes is not BLANK:
             self.forget()
         self._is_settled = True
@@ -315,7 +350,8 @@ class Call(Recorder):
             weight = layer.weigh(part.reading)
             if weight is not None:
                 return weight, "reported"
-        readings = part.readings + [reading for reading, _ in self.notes.recorded]
+        limiter = layer.limiter
+        readings = [*part.readings, *(each for record in self.notes.recorded for each in record.read_by(limiter))]
         weights = [weight for weight in map(layer.weigh, readings) if weight is not None]
         if weights:
             fold = part.fold
@@ -330,23 +366,39 @@ class Call(Recorder):
         layer.warn_of_estimate(estimate)
         return estimate, "estimated"
 
-    def _tell_enclosing(self, settled: list[Settlement], charged: list[tuple[Charge, int]]) -> None:
+    def _tell_enclosing(self, charged: list[tuple[Charge, int]]) -> None:
         """Hand what this call used, and where it was charged, to the call that it ran in."""
         outer = unfinished(self.enclosing)
         if outer is None:
             return
-        for reading, sources in self.notes.recorded:
-            outer.record(reading, sources)
-        reported = next((readings for part in self.parts if (readings := part.readings)), [])
-        if not reported and not self.notes.recorded and settled and settled[0].used:
-            reported = [settled[0].used]
-        read_from = (*self.notes.latest.values(), *self._read_from)
-        if not outer.knows(read_from):
-            for reading in reported:
-                outer.record(reading, ())
-            outer.remember(read_from)
+        self._ask_enclosing(outer)
+        recorded = self.notes.recorded
+        for record in recorded:
+            outer.record_told(record)
+        own: dict[object, list[Reading]] = {}
+        for part in self.parts:
+            if isinstance(part.layer, TokenLayer):
+                readings = part.readings
+                if part.passed is not None:
+                    readings = without(readings, part.passed.readings)
+                    if readings and not part.untold:
+                        outer.catch_up()
+                elif part.used and not readings and not recorded:
+                    readings.append(part.used)
+                own[part.layer.limiter] = readings
+        told = [readings for readings in own.values() if readings]
+        if told:
+            of_model = (readings for readings in told if any(isinstance(each, Usage) for each in readings))
+            best = told[0] if len(told) == 1 else next(of_model, told[0])
+            outer.record_told(Record(best, (), own if len(own) > 1 else {}))
+        outer.remember_latest(alive(list(self.notes.latest.values())))
+        outer.remember(self._read_from)
         inside = ((charge.counts, charge.identity, units) for charge, units in charged)
         outer.record_inside([*self.notes.inside, *inside])
+
+    def catch_up(self) -> None:
+        for part in self.parts:
+            part.untold = 0
 
 
 class InterruptedCall(Call):
@@ -356,7 +408,12 @@ class InterruptedCall(Call):
     """
 
     def __del__(self) -> None:
-        self.cut()
+        try:
+            self.cut()
+        except BaseException:  # a reader that always raises: no other end will come
+            for part in self.parts:
+                part.store.settle([(charge, part.reserve) for charge in part.charges])
+            raise
 
 
 def _report(part: Part, used: int, charged: int, source: Source) -> Settlement:
@@ -380,6 +437,10 @@ def _tell_later(part: Part, settlement: Settlement) -> None:
 
 
 def lenders(recorder: Recorder | None, counts: Counts, identity: Identity) -> list[Charge]:
-    """The charges from which a nested call on the same count takes its need first."""
-    recorder = unfinished(recorder)
-    return recorder.lenders(counts, identity) if isinstance(recorder, Call) else []
+    """The charges from which a nested call on the same count takes its need first, the nearest first."""
+    found: list[Charge] = []
+    while (recorder := unfinished(recorder)) is not None:
+        if isinstance(recorder, Call):
+            found += recorder.lenders(counts, identity)
+        recorder = recorder.enclosing
+    return found

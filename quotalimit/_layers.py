@@ -12,7 +12,7 @@ from quotalimit.errors import InvalidKey
 from quotalimit.failures import KEEP, Failure, Verdict, read_error
 from quotalimit.keys import Identity, identify
 from quotalimit.limiters import Binding, Limiter, Places
-from quotalimit.providers import read_report, read_usage
+from quotalimit.providers import read_report, read_usage, responses_in, sources_of
 from quotalimit.usage import Reading, Report, Usage
 
 log: Final = logging.getLogger("quotalimit")
@@ -131,12 +131,22 @@ class TokenLayer(Layer):
         """The usage that a result reports to the caller's own reader, or to ours; None if it is unknown."""
         return read_usage(result) if self._usage is read_usage else self._read_own(result)
 
-    def read_item(self, item: object, *, streaming: bool) -> Report | int | None:
-        """The same of an item of a stream, or of its result, and how it goes with the others."""
+    def read_each(
+        self, answer: object, *, whole: bool, streaming: bool
+    ) -> Iterator[tuple[Report | Reading, tuple[object, ...]]]:
+        """The same of each response in a result or an item of a stream, and the objects that it is recognised by.
+
+        Of what is not the whole result it says how it goes with the others.
+        """
         if self._usage is read_usage:
-            return read_report(item, streaming=streaming)
-        reading = self._read_own(item)
-        return Report(reading) if isinstance(reading, Usage) else reading
+            for response, sources in responses_in(answer):
+                report = read_usage(response) if whole else read_report(response, streaming=streaming)
+                if report is not None:
+                    yield report, sources
+        else:
+            reading = self._read_own(answer)
+            if reading is not None:
+                yield reading, sources_of(answer)
 
     def _read_own(self, result: object) -> Reading | None:
         try:
@@ -151,14 +161,15 @@ class TokenLayer(Layer):
         By our own reader, a stream that has begun to answer keeps its hold: the provider bills what it wrote.
         """
         try:
-            outcome = self._on_error(error)
+            outcome = None if self._on_error is read_error else self._on_error(error)
+            is_ours = outcome is None
             if outcome is None:
                 outcome = read_error(error)
         except Exception:
             log.exception("%s: on_error raised; the hold is kept", self.limiter.name)
             return KEEP
         if isinstance(outcome, Verdict):
-            return KEEP if begun and self._on_error is read_error else outcome
+            return KEEP if begun and is_ours else outcome
         reading = _known(outcome)
         return KEEP if reading is None else reading
 

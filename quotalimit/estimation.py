@@ -187,12 +187,14 @@ def estimate_tokens(*parts: object, **arguments: object) -> int:
 
     Counts the text in all arguments, also inside messages, lists and dicts, and adds the call's own cap on its output
     (`max_tokens`, `max_completion_tokens` or `max_output_tokens`) times the number of answers that it asks for (`n`).
-    As a `reserve` it gets every argument by name, defaults applied. At least 1. `weigh_text` says how far off it is.
+    As a `reserve` it gets every argument by name, defaults applied; `self` and `cls` are not looked into for text. At
+    least 1. `weigh_text` says how far off it is.
     """
     caps = _found(_CAPS, parts, arguments)
     copies = _found(_COPIES, parts, arguments)
     written = max(caps, default=0) * max(1, *copies, 1)
-    return tokens_of(weigh_arguments((*parts, *arguments.values()))) + written
+    told = (value for name, value in arguments.items() if name not in ("self", "cls"))
+    return tokens_of(weigh_arguments((*parts, *told))) + written
 
 
 estimate_tokens.wants_every_argument = True  # type: ignore[attr-defined]

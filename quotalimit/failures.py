@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from quotalimit.errors import LimitExceeded
-from quotalimit.providers import field, fields_of, read_usage
+from quotalimit.providers import field, fields_of, read_usage, sources_of
 from quotalimit.usage import Usage
 
 
@@ -60,14 +60,60 @@ def read_error(error: BaseException) -> Usage | Verdict:
     not made, a nested `LimitExceeded`, and the function's own exceptions; if one of these comes after a model's answer,
     `record_usage` that first. An exception is known by what it was raised from, too.
     """
-    usage = read_usage(field(error, "completion")) or read_usage(field(error, "total_usage"))
-    if usage is not None:
-        return usage
+    usages = usages_of(error)
+    if usages:
+        return together(usages)
     if isinstance(error, LimitExceeded):
         return RELEASE
     if isinstance(error, BaseExceptionGroup):  # of a TaskGroup
         return KEEP if any(read_error(one) is not RELEASE for one in error.exceptions) else RELEASE
     return KEEP if _may_have_billed(error) else RELEASE
+
+
+def usages_of(error: BaseException) -> list[tuple[Usage, tuple[object, ...]]]:
+    """The usage that an exception reports, else those that it was raised from, and the objects that report it.
+
+    Of a group that is of all of them; the same object counts once.
+    """
+    found: list[tuple[Usage, tuple[object, ...]]] = []
+    seen: set[int] = set()
+    todo = [error]
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        report, usage = _reported(each)
+        if usage is None:
+            todo += _behind(each)
+        elif seen.isdisjoint(map(id, sources := sources_of(report))):
+            seen.update(map(id, sources))
+            found.append((usage, (each, *sources)))
+    return found
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """The exceptions of a group, and what it was raised from."""
+    try:
+        inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+        return [each for each in (*inside, _cause(error)) if each is not None]
+    except Exception:  # a foreign exception may do anything
+        return []
+
+
+def together(usages: Iterable[tuple[Usage, tuple[object, ...]]]) -> Usage:
+    """The sum of such usages."""
+    return sum((usage for usage, _ in usages), Usage())
+
+
+def _reported(error: BaseException) -> tuple[object, Usage | None]:
+    """What of an exception reports its usage, and the usage."""
+    for name in ("completion", "total_usage"):
+        report = field(error, name)
+        usage = read_usage(report)
+        if usage is not None:
+            return report, usage
+    return None, None
 
 
 def _may_have_billed(error: BaseException) -> bool:
@@ -94,8 +140,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while each is not None and each not in seen:
         yield each
         seen.append(each)
-        inside = (argument for argument in each.args if isinstance(argument, BaseException))  # as requests has it
-        each = each.__cause__ or next(inside, None)
+        each = _cause(each)
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    inside = (argument for argument in error.args if isinstance(argument, BaseException))  # as requests has it
+    return error.__cause__ or next(inside, None)
 
 
 def _status(error: BaseException) -> int | None:

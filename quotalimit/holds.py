@@ -15,7 +15,7 @@ from quotalimit.decision import Decision, slowest
 from quotalimit.failures import read_error
 from quotalimit.keys import Key
 from quotalimit.providers import read_usage
-from quotalimit.recording import Recorder, begin, end, sources_of, to_reading
+from quotalimit.recording import Recorder, begin, end, readings_of
 from quotalimit.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Hold:
         self.settlement: Settlement | None = None
         self._call = call
         self._settling = threading.Lock()
-        self._token: Token[Recorder | None] | None = None
+        self._tokens: list[Token[Recorder | None]] = []
 
     def settle(self, used: object) -> Settlement:
         """Charge what the call used instead of what is held: a model's response, a `Usage` or a number of units.
@@ -43,12 +43,12 @@ class Hold:
         """
         with self._settling:
             if self.settlement is None:
-                (self.settlement,) = self._call.finish_as(to_reading(used), sources_of(used))
+                (self.settlement,) = self._call.finish_as(readings_of(used))
             return self.settlement
 
     def __enter__(self) -> Hold:
         try:
-            self._token = begin(self._call)
+            self._tokens.append(begin(self._call))
         except BaseException:  # an interrupt: no block begins
             self._call.cut()
             raise
@@ -65,7 +65,7 @@ class Hold:
                 if self.settlement is None:
                     (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
         finally:
-            end(self._token)
+            end(self._tokens.pop() if self._tokens else None)
         return self._call
 
     def __del__(self) -> None:

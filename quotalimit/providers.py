@@ -6,7 +6,8 @@ a provider, write a function that returns `Usage` or None, and add it to `SHAPES
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final, Protocol, TypeAlias
@@ -313,6 +314,8 @@ _HOLDERS: Final = (
 """Where in an item of a stream the object that holds the usage is, if it is not the item itself."""
 
 _VALUES: Final = (str, bytes, int, float)
+_BARE: Final = (*_VALUES, Enum)
+_MOST_ITEMS: Final = 10_000
 _new: Final = tuple.__new__
 _NONSENSE: Final = Usage(input_tokens=-1)
 
@@ -322,8 +325,8 @@ def read_usage(result: object) -> Usage | None:
 
     Understands a `Usage` and the responses of OpenAI (chat, Responses, embeddings), Anthropic, Gemini, Bedrock,
     Mistral, Cohere, LangChain, Ollama, LiteLLM and pydantic-ai, as objects and as dicts off the wire. Counts that are
-    negative, no whole numbers or in contradiction are unknown usage. Bare numbers are ignored: a judge that
-    returns 7 has not used 7 tokens.
+    negative, no whole numbers or in contradiction are unknown usage. A list or tuple of responses, as of
+    `asyncio.gather`, reports their sum. Bare numbers are ignored: a judge that returns 7 has not used 7 tokens.
     """
     try:
         if isinstance(result, Usage):
@@ -336,10 +339,67 @@ def read_usage(result: object) -> Usage | None:
             usage = openai(report)
             if usage is not None and usage.total_tokens:
                 return usage
+        if _is_list(result):
+            return _sum_in(result)
         found = _find(result, fields, False)
     except Exception:  # a foreign object may do anything; what cannot be read is unknown
         return None
     return None if found is None else found[0]
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a plain list or tuple, which does nothing of its own when it is looked at."""
+    return type(value) is list or type(value) is tuple
+
+
+def _sum_in(results: object) -> Usage | None:
+    usages = [usage for each, _ in responses_in(results) if (usage := read_usage(each)) is not None]
+    total = _together(*usages)
+    return total if usages and total is not _NONSENSE else None
+
+
+def responses_in(result: object) -> Sequence[tuple[object, tuple[object, ...]]]:
+    """A result, or what is in a list or tuple of them at any depth, each with the objects that it is recognised by.
+
+    In a list the same object (or its `usage`) comes once, and what cannot report usage not at all. More than ten
+    thousand items are not looked at.
+    """
+    if not _is_list(result):
+        return ((result, sources_of(result)),)
+    found: list[tuple[object, tuple[object, ...]]] = []
+    seen: set[int] = set()
+    room = _MOST_ITEMS
+    todo: list[Any] = [result]
+    while todo:
+        each = todo.pop()
+        if not _is_list(each):
+            sources = sources_of(each)
+            if sources and seen.isdisjoint(map(id, sources)):
+                seen.update(map(id, sources))
+                found.append((each, sources))
+        elif id(each) not in seen:
+            seen.add(id(each))
+            items = each[:room]
+            room -= len(items)
+            todo += reversed(items)
+    return found
+
+
+def sources_of(result: object) -> tuple[object, ...]:
+    """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values.
+
+    Of a dict the `usage` is enough, and does not keep the rest of it alive.
+    """
+    if result is None or type(result) is tuple or issubclass(type(result), _BARE):
+        return ()
+    fields = fields_of(result)
+    for name in REPORTS:
+        reported = fields.get(name)
+        if reported is not None:
+            if issubclass(type(reported), (int, float)):
+                return (result,)
+            return (reported,) if type(result) is dict else (result, reported)
+    return (result,)
 
 
 def read_report(result: object, *, streaming: bool = False) -> Report | None:

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from enum import Enum
 from numbers import Real
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
+from weakref import ref
 
 from quotalimit.amounts import units_or_none
 from quotalimit.keys import Identity
-from quotalimit.providers import REPORTS, fields_of, read_usage
+from quotalimit.providers import read_usage, responses_in
 from quotalimit.usage import Reading
 
-_MOST_LATEST: Final = 100
+_MOST_LATEST: Final = 1_000
+
+Mark: TypeAlias = object
+"""What an object is recognised by: a weak reference, or itself if it knows none, as a dict."""
+_NOTHING: Final[Mapping[object, Sequence[Reading]]] = {}
+
+
+def _mark(source: object) -> Mark:
+    try:
+        return ref(source) if type(source).__weakrefoffset__ else source
+    except Exception:  # a foreign class may do anything
+        return source
+
+
+def _marked(mark: Mark) -> object:
+    """The object that a mark is of; None if it is gone."""
+    return mark() if type(mark) is ref else mark
+
+
+def alive(marks: Iterable[Mark]) -> list[object]:
+    """The objects that marks are of, but for those that are gone."""
+    return [source for source in map(_marked, marks) if source is not None]
+
+
+class Record(NamedTuple):
+    """Usage that was recorded while a call ran, or that a nested call told."""
+
+    readings: Sequence[Reading]
+    marks: Sequence[Mark] = ()
+    """Of the objects that it was read from."""
+
+    own: Mapping[object, Sequence[Reading]] = _NOTHING
+    """The same as limiters that counted the nested call read it, where they are several."""
+
+    def read_by(self, limiter: object) -> Sequence[Reading]:
+        """The usage for a limiter."""
+        return self.own.get(limiter, self.readings)
 
 
 class Notes:
@@ -22,13 +58,13 @@ class Notes:
     __slots__ = ("inside", "latest", "recorded", "sources")
 
     def __init__(self) -> None:
-        self.recorded: list[tuple[Reading, tuple[object, ...]]] = []
-        """Usage, and the objects that it was read from."""
+        self.recorded: list[Record] = []
         self.inside: list[tuple[object, Identity, int]] = []
         """What nested calls, perhaps in other threads, have charged: the counts, whose they are, and the units."""
-        self.sources: dict[int, object] = {}
-        """The objects that usage was read from, by id: kept alive, for the id of a dead object may come again."""
-        self.latest: dict[int, object] = {}
+        self.sources: dict[int, Mark] = {}
+        """Marks of the objects that usage was read from, by id. The objects need not be kept alive: what comes at the
+        address of a dead one is not what was marked."""
+        self.latest: dict[int, Mark] = {}
         """The last of those that items of a stream were read from."""
 
 
@@ -59,7 +95,14 @@ class Recorder:
     def record(self, reading: Reading, sources: tuple[object, ...]) -> None:
         """Add a reading, unless one of its sources has been read before."""
         if not self.knows(sources):
-            self._own_notes().recorded.append((reading, sources))
+            self._own_notes().recorded.append(Record((reading,), [_mark(source) for source in sources]))
+            self.remember(sources)
+
+    def record_told(self, record: Record) -> None:
+        """Add what a nested call tells, unless it was read from what has been read before."""
+        sources = alive(record.marks)
+        if not self.knows(sources):
+            self._own_notes().recorded.append(record)
             self.remember(sources)
 
     def record_inside(self, charged: Iterable[tuple[object, Identity, int]]) -> None:
@@ -70,7 +113,7 @@ class Recorder:
         """Know these objects from now on."""
         known = self._own_notes().sources
         for source in sources:
-            known[id(source)] = source
+            known[id(source)] = _mark(source)
 
     def remember_latest(self, sources: Iterable[object]) -> None:
         """Know what usage was read from, and forget what it was read from long before.
@@ -79,19 +122,27 @@ class Recorder:
         """
         latest = self._own_notes().latest
         for source in sources:
-            latest[id(source)] = source
+            latest.pop(id(source), None)  # at the address of a dead one, perhaps, which would be forgotten sooner
+            latest[id(source)] = _mark(source)
         if len(latest) > 2 * _MOST_LATEST:
             for old in list(latest)[:-_MOST_LATEST]:  # at once, for threads may be here side by side
                 latest.pop(old, None)
+
+    def catch_up(self) -> None:
+        """Know the usage of all that was written so far: a stream that was handed on in part has told the rest."""
 
     def forget(self) -> None:
         """Let go of what was recorded and read."""
         self.__dict__.pop("notes", None)
 
-    def knows(self, sources: tuple[object, ...]) -> bool:
+    def knows(self, sources: Iterable[object]) -> bool:
         """Whether usage has been read from one of these objects."""
         notes = self.notes
-        return any(id(source) in notes.sources or id(source) in notes.latest for source in sources)
+        if notes is BLANK:
+            return False
+        return any(
+            _marked(known.get(id(source))) is source for source in sources for known in (notes.sources, notes.latest)
+        )
 
 
 _running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)
@@ -123,35 +174,26 @@ def unfinished(recorder: Recorder | None) -> Recorder | None:
 def record_usage(response: object) -> bool:
     """Report what the running call used, where its return value does not show it.
 
-    Takes a model's response, a `Usage`, or a number of units to charge as they are. Returns True if it was recorded;
-    outside a call that a token budget counts it does nothing and returns False, as for a response that reports no
-    usage. The same response, recorded twice or recorded and returned, counts once. Raises `ValueError` for a number
-    that is negative, boolean or not finite.
+    Takes a model's response, a list of them, a `Usage`, or a number of units to charge as they are. Returns True if it
+    was recorded; outside a call that a token budget counts it does nothing and returns False, as for a response that
+    reports no usage. The same response, recorded twice or recorded and returned, counts once. Raises `ValueError` for a
+    number that is negative, boolean or not finite.
     """
     recorder = running()
     if recorder is None:
         return False
-    reading = to_reading(response)
-    if reading is None:
-        if issubclass(type(response), Real):
-            raise ValueError(f"usage must be a number of at least 0, not {response!r}")
-        return False
-    recorder.record(reading, sources_of(response))
-    return True
+    readings = readings_of(response)
+    if not readings and issubclass(type(response), Real):
+        raise ValueError(f"usage must be a number of at least 0, not {response!r}")
+    for reading, sources in readings:
+        recorder.record(reading, sources)
+    return bool(readings)
 
 
-def to_reading(response: object) -> Reading | None:
-    """What a response, a `Usage` or a number says was used; None if it says nothing that makes sense."""
-    return units_or_none(response) if issubclass(type(response), Real) else read_usage(response)
-
-
-def sources_of(result: object) -> tuple[object, ...]:
-    """The objects by which usage is recognised as read before: the result and its `usage`. Never bare values."""
-    if result is None or type(result) is tuple or issubclass(type(result), (str, bytes, int, float, Enum)):
-        return ()
-    fields = fields_of(result)
-    for name in REPORTS:
-        reported = fields.get(name)
-        if reported is not None:
-            return (result,) if issubclass(type(reported), (int, float)) else (result, reported)
-    return (result,)
+def readings_of(used: object) -> list[tuple[Reading, tuple[object, ...]]]:
+    """The usage that a response, a list of them, a `Usage` or a number says, and the objects that say it."""
+    if issubclass(type(used), Real):
+        units = units_or_none(used)
+        return [] if units is None else [(units, ())]
+    told = [(read_usage(each), sources) for each, sources in responses_in(used)]
+    return [(usage, sources) for usage, sources in told if usage is not None]

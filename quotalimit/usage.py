@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import add
 from typing import NamedTuple, TypeAlias
 
@@ -77,7 +78,8 @@ class Fold:
     """The usage of one call, of a result or of all items of a stream, folded as its provider means it.
 
     Numbers add up, and so do reports that say so. Of the running totals of one response the greatest counts, count by
-    count, for some items leave out what others have told; different responses add up.
+    count, for some items leave out what others have told; different responses add up. Of responses that do not say
+    which they are, another begins where the output that was told falls.
     """
 
     opened = False
@@ -103,13 +105,19 @@ class Fold:
         running = self._running
         if adds:
             self._add(usage)
-        elif running is None or (response and self._response and response != self._response):
+        elif running is None or self._is_another(running, usage, response):
             if running is not None:
                 self._add(running)
             self._running, self._response = usage, response
         else:
             self._running = _beside(running, usage) if self._beside else running | usage
             self._response = response or self._response
+
+    def _is_another(self, running: Usage, usage: Usage, response: str | None) -> bool:
+        """Whether a running total is that of another response. Where they do not say, it is if less was written."""
+        if response or self._response:
+            return bool(response and self._response) and response != self._response
+        return 0 < usage.output_tokens < running.output_tokens
 
     def _add(self, usage: Usage) -> None:
         self._added = usage if self._added is None else self._added + usage
@@ -135,3 +143,18 @@ def _beside(mine: Usage, its: Usage) -> Usage:
     return Usage(
         rest + cached, both.output_tokens, both.cache_read_tokens, both.cache_write_tokens, both.reasoning_tokens
     )
+
+
+def without(readings: Sequence[Reading], others: Sequence[Reading]) -> list[Reading]:
+    """What readings tell beyond others, of which they are the whole; nothing where that is nothing."""
+    left: list[Reading] = []
+    for reading in readings:
+        rest = reading
+        for other in others:
+            if isinstance(rest, Usage) and isinstance(other, Usage):
+                rest = Usage(*(max(0, mine - its) for mine, its in zip(rest, other, strict=True)))
+            elif isinstance(rest, int) and isinstance(other, int):
+                rest = max(0, rest - other)
+        if rest.total_tokens if isinstance(rest, Usage) else rest:
+            left.append(rest)
+    return left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -12,8 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from unittest.mock import patch
+from weakref import ref
 
 import pytest
 import time_machine
@@ -34,6 +37,7 @@ from quotalimit import (
     record_usage,
     token_budget,
 )
+from quotalimit._calls import Call
 
 from .helpers import open_holds, reply, used
 
@@ -1000,3 +1004,192 @@ def test_rule_12_an_end_that_comes_late_and_is_interrupted_is_told_to_the_enclos
 
     outer("alice")
     assert (used(inner_budget), used(outer_budget)) == (10, 10)
+
+
+# Many calls, nested or one after the other.
+
+
+async def test_rule_12_calls_nest_as_deep_as_the_functions_do(budget: TokenBudget) -> None:
+    @token_budget(budget, key="user", reserve=1)
+    async def step(user: str, left: int) -> object:
+        if left:
+            await asyncio.create_task(step(user, left - 1))
+        return Usage()
+
+    await step("alice", 900)
+    assert (used(budget), open_holds(budget)) == (0, 0)
+
+
+@pytest.mark.parametrize("tokens", [0, 5, 10, 15])
+async def test_rule_12_calls_that_begin_one_another_lend_on_without_end(tokens: int) -> None:
+    budget = TokenBudget("1M/day")
+    tasks: list[asyncio.Task[object]] = []
+
+    @token_budget(budget, key="user", reserve=10)
+    async def step(user: str, left: int) -> object:
+        if left:
+            tasks.append(asyncio.create_task(step(user, left - 1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Usage(tokens)
+
+    tasks.append(asyncio.create_task(step("alice", 1_100)))
+    while tasks:
+        await tasks.pop(0)
+    assert (used(budget), open_holds(budget)) == (1_101 * tokens, 0)
+
+
+async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: TokenBudget) -> None:
+    tasks: list[asyncio.Task[object]] = []
+
+    @token_budget(budget, key="user")
+    async def step(user: str, left: int) -> object:
+        if left:
+            tasks.append(asyncio.create_task(step(user, left - 1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Usage()
+
+    def live_calls() -> int:
+        gc.collect()
+        return sum(isinstance(each, Call) for each in gc.get_objects())
+
+    before = live_calls()
+    tasks.append(asyncio.create_task(step("alice", 100)))
+    while tasks:
+        await tasks.pop(0)
+        assert live_calls() < before + 10
+
+
+def test_a_call_keeps_no_response_of_its_nested_calls_alive(budget: TokenBudget) -> None:
+    class Response:
+        usage: ClassVar = {"prompt_tokens": 1, "completion_tokens": 0}
+
+    seen: list[ref[Response]] = []
+
+    def inner() -> object:
+        response = Response()
+        response.usage = dict(Response.usage)
+        seen.append(ref(response))
+        return response
+
+    def outer() -> None:
+        for _ in range(20):
+            call(budget, inner)
+        assert not any(each() for each in seen)
+
+    call(budget, outer)
+    assert used(budget) == 20
+
+
+# Streams of which an outer call hands only some items on, and budgets that read in their own way.
+
+
+def gemini(text: str, written: int, **more: str) -> dict[str, Any]:
+    usage = {"promptTokenCount": 10, "candidatesTokenCount": written}
+    return {"candidates": [{"content": {"parts": [{"text": text}]}}], "usageMetadata": usage, **more}
+
+
+def langchain(text: str, tokens_in: int, tokens_out: int) -> Any:
+    counts = {"input_tokens": tokens_in, "output_tokens": tokens_out, "input_token_details": {}}
+    return SimpleNamespace(content=text, usage_metadata=counts)
+
+
+GEMINI = [gemini("a", 1), gemini("b", 2), gemini("", 500)]
+LANGCHAIN = [langchain("a", 100, 0), langchain("b", 0, 20), langchain("", 0, 30)]
+ANTHROPIC = [
+    {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 100, "output_tokens": 1}}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello there"}},
+    {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 500}},
+]
+NUMBERS = [SimpleNamespace(tokens=3), "a", SimpleNamespace(tokens=4), SimpleNamespace(tokens=5)]
+
+
+@pytest.mark.parametrize("handed_on", [*range(8), "late", "all at once"], ids=str)
+@pytest.mark.parametrize(
+    ("items", "tokens"),
+    [(GEMINI, 510), (LANGCHAIN, 150), (ANTHROPIC, 600), (NUMBERS, 12)],
+    ids=["running totals", "added", "beside", "numbers"],
+)
+def test_rule_12_of_a_nested_stream_that_is_handed_on_in_part_all_is_charged_once(
+    items: list[Any], tokens: int, handed_on: Any
+) -> None:
+    one, other = TokenBudget("1M/day"), TokenBudget("1M/day")
+
+    options: dict[str, Any] = {"usage": lambda item: getattr(item, "tokens", None)} if items is NUMBERS else {}
+
+    @token_budget(other, key="user", **options)
+    def inner(user: str) -> Iterator[Any]:
+        yield from items
+
+    @token_budget(one, key="user", **options)
+    def outer(user: str) -> Iterator[Any]:
+        if handed_on == "late":
+            before = None
+            for item in inner(user):
+                if before is not None:
+                    yield before
+                before = item
+            yield before
+        elif handed_on == "all at once":
+            yield from list(inner(user))
+        else:
+            for place, item in enumerate(inner(user)):
+                if handed_on >> place & 1:
+                    yield item
+
+    list(outer("alice"))
+    assert (used(one), used(other)) == (tokens, tokens)
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_rule_12_of_a_long_nested_stream_every_item_counts_once_be_it_handed_on_or_not(step: int) -> None:
+    one, other = TokenBudget("1M/day"), TokenBudget("1M/day")
+
+    @token_budget(other, key="user")
+    def inner(user: str) -> Iterator[Any]:
+        for _ in range(1_500):
+            yield langchain("a", 0, 1)
+
+    @token_budget(one, key="user")
+    def outer(user: str) -> Iterator[Any]:
+        for place, item in enumerate(inner(user)):
+            if place % step == 0:
+                yield item
+
+    for _ in outer("alice"):
+        pass
+    assert (used(one), used(other)) == (1_500, 1_500)
+
+
+def test_rule_12_a_budget_on_the_outer_call_gets_the_usage_and_not_another_ones_number() -> None:
+    calls, inside, outside = (TokenBudget("1M/day", name=name) for name in ("calls", "inside", "outside"))
+
+    @token_budget(calls, key="user", usage=lambda result: 1)
+    @token_budget(inside, key="user")
+    def inner(user: str) -> object:
+        return reply(100)
+
+    @token_budget(outside, key="user", weigh=lambda usage: 2 * usage.total_tokens)
+    @token_budget(calls, key="user")
+    def outer(user: str) -> None:
+        inner(user)
+        inner(user)
+
+    outer("alice")
+    assert (used(calls), used(inside), used(outside)) == (2, 200, 400)  # each as it reads for itself
+
+
+def test_rule_12_a_budget_of_unknown_usage_travels_up_to_itself_as_it_was_charged() -> None:
+    calls, tokens = TokenBudget("1M/day", name="calls"), TokenBudget("1M/day", name="tokens")
+
+    @token_budget(calls, key="user", usage=lambda result: 1)
+    @token_budget(tokens, key="user", reserve=50)
+    def inner(user: str) -> None:
+        pass
+
+    outer = token_budget(tokens, key="user", reserve=80)(lambda user: inner(user))
+    with collect_decisions() as seen:
+        outer("alice")
+    assert seen[0].settlement == Settlement("tokens", 50, 0, 80, "recorded")
+    assert (used(calls), used(tokens)) == (1, 50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
@@ -32,6 +33,7 @@ from quotalimit import (
     Usage,
     clock,
     collect_decisions,
+    estimate_tokens,
     limiters_of,
     rate_limited,
     record_usage,
@@ -401,6 +403,34 @@ def test_rule_8_an_estimate_counts_what_a_parameter_has_by_default(key: Any) -> 
     assert settlement_of(lambda: chat("bob")).charged == 1 + 3  # of three and of nine bytes
 
 
+@pytest.mark.parametrize("reserve", [None, estimate_tokens])
+def test_rule_8_an_estimate_does_not_count_what_the_object_of_a_method_holds(reserve: Any) -> None:
+    class Agent:
+        data = "never told"
+
+        def __init__(self) -> None:
+            self.messages = ["a long history"] * 1_000
+
+        @token_budget("1000/day", key="user", reserve=reserve)
+        def ask(self, user: str, question: str) -> None:
+            pass
+
+        @classmethod
+        @token_budget("1000/day", key="user", reserve=reserve)
+        def ask_all(cls, user: str, question: str) -> None:
+            pass
+
+        @token_budget("1000/day", key=lambda *args, **kwargs: "alice", reserve=reserve)
+        def ask_exactly(self, *questions: str) -> None:
+            pass
+
+    Agent().ask("alice", "abc")
+    Agent.ask_all("alice", "abc")
+    Agent().ask_exactly("alice", "abc")
+    for method in (Agent.ask, Agent.ask_all, Agent.ask_exactly):
+        assert used(limiters_of(method)[0]) == 2  # eight bytes
+
+
 def test_an_estimate_is_warned_of_once_for_each_function(caplog: pytest.LogCaptureFixture) -> None:
     def chat(user: str, text: str) -> str:
         return text
@@ -544,6 +574,23 @@ def test_rule_11_a_finalizer_that_settles_while_the_lock_is_held_is_queued_and_d
     assert open_holds(budget) == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_rule_11_a_hold_of_which_the_weigh_always_interrupts_stays_charged_and_not_open() -> None:
+    budget = TokenBudget("1000/day")
+
+    def interrupt(usage: Usage) -> int:
+        raise KeyboardInterrupt
+
+    @token_budget(budget, key="user", reserve=50, weigh=interrupt)
+    def chat(user: str) -> object:
+        return reply(9)
+
+    with pytest.raises(KeyboardInterrupt):
+        chat("alice")
+    gc.collect()
+    assert (used(budget), open_holds(budget)) == (50, 0)
+
+
 # Rule 13: a call that raises.
 
 COMPLETION = ChatCompletion.model_validate(
@@ -615,6 +662,93 @@ def test_rule_13_what_was_recorded_before_the_exception_is_charged(error: BaseEx
 )
 def test_rule_13_on_error_decides_otherwise(error: BaseException, on_error: Any, outcome: tuple[int, str]) -> None:
     assert charged_after(error, on_error=on_error) == outcome
+
+
+class Told(Exception):
+    """An exception that tells what was used, as OpenAI's does."""
+
+    def __init__(self, tokens: int = 0, completion: object = None) -> None:
+        self.completion = completion or reply(tokens)
+
+
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+SHARED = reply(7)
+
+
+@pytest.mark.parametrize(
+    ("error", "tokens"),
+    [
+        (caused(ValueError(), Told(30)), 30),
+        (caused(ValueError(), caused(KeyError(), Told(30))), 30),
+        (RuntimeError("gave up", Told(30)), 30),
+        (caused(Told(30), Told(20)), 30),  # the totals of all attempts, as Instructor tells them
+        (ExceptionGroup("two", [Told(30), ValueError(), Told(5)]), 35),
+        (ExceptionGroup("deep", [ExceptionGroup("two", [Told(30)]), caused(ValueError(), Told(5))]), 35),
+        (ExceptionGroup("one", [Told(completion=SHARED), Told(completion=SHARED)]), 7),
+        (caused(ExceptionGroup("one", [ValueError(), Told(5)]), Told(30)), 35),
+    ],
+    ids=["cause", "its cause", "argument", "nearest", "group", "groups", "shared", "group and cause"],
+)
+def test_rule_13_an_exception_is_charged_what_those_report_that_it_was_raised_from(
+    error: BaseException, tokens: int
+) -> None:
+    assert charged_after(error) == (tokens, "reported")
+
+
+def test_rule_13_exceptions_that_are_each_others_causes_are_read_once() -> None:
+    one, other = ValueError(), Told(30)
+    one.__cause__, other.__cause__ = ExceptionGroup("all", [one, other]), one
+    assert charged_after(one) == (30, "reported")
+
+
+def test_rule_13_an_exception_that_resists_reading_comes_out_unchanged_and_keeps_its_hold() -> None:
+    class Hostile(Exception):
+        @property
+        def args(self) -> Any:  # type: ignore[override]
+            raise LookupError
+
+    assert charged_after(Hostile()) == (50, "reserved")
+
+
+def test_rule_12_of_a_group_only_what_no_nested_call_has_told_is_charged_beside_it() -> None:
+    one, other = TokenBudget("1000/day"), TokenBudget("1000/day")
+
+    @token_budget(other, key="user")
+    def inner(user: str) -> None:
+        raise Told(30)
+
+    @token_budget(one, key="user", reserve=50)
+    def outer(user: str) -> None:
+        errors: list[Exception] = [Told(5)]
+        try:
+            inner(user)
+        except Told as error:
+            errors.append(error)
+        raise ExceptionGroup("both", errors)
+
+    with pytest.raises(ExceptionGroup):
+        outer("alice")
+    assert (used(one), used(other)) == (35, 30)
+
+
+@pytest.mark.parametrize("options", [{}, {"on_error": lambda error: None}], ids=["default", "left to it"])
+def test_rule_13_a_stream_that_has_begun_to_answer_keeps_its_hold_unless_on_error_says_otherwise(
+    options: dict[str, Any],
+) -> None:
+    budget = TokenBudget("1000/day")
+
+    @token_budget(budget, key="user", reserve=50, **options)
+    def stream(user: str) -> Iterator[str]:
+        yield "once upon a time"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(stream("alice"))
+    assert used(budget) == 50
 
 
 def test_rule_13_the_units_of_an_exception_are_weighed() -> None:

@@ -6,6 +6,7 @@ tests/sdk does the same with all that SDKs make of a stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,13 @@ def test_rule_17_different_responses_add_up_also_after_chunks_that_do_not_say_wh
     assert charged([chunk(10), chunk(15, responseId="a"), chunk(12), chunk(7, responseId="b")]) == 22
 
 
+def test_rule_17_of_responses_that_do_not_say_which_they_are_another_begins_where_the_output_falls() -> None:
+    def gemini(written: int) -> dict[str, Any]:
+        return {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": written}}
+
+    assert charged([each for _ in range(3) for each in (gemini(1), chunk(10), gemini(90))]) == 300
+
+
 def test_rule_17_what_adds_up_goes_together_with_running_totals() -> None:
     assert charged([reply(10, 3), reply(10, 3), chunk(5), chunk(6)]) == 32
 
@@ -93,3 +101,74 @@ def test_rule_8_an_item_that_was_recorded_and_tells_its_usage_counts_once(option
         yield item
 
     assert charged(items(), **options) == 12
+
+
+def answer(user: str, result: Any, recorded: Any = None) -> Any:
+    if recorded is not None:
+        record_usage(recorded)
+    return result
+
+
+@pytest.mark.parametrize("options", [{}, {"weigh": lambda usage: usage.total_tokens}], ids=["plain", "weighed"])
+def test_rule_8_a_list_of_responses_is_charged_their_sum(options: dict[str, Any]) -> None:
+    one, other = reply(100, 20), reply(3)
+    for result, tokens in (
+        ([one, other], 123),
+        ((one, "an answer", 7, None), 120),
+        ([[one], [(other, [Usage(5)])]], 128),
+        ([one, one, SimpleNamespace(usage=one.usage), other, [one]], 123),
+        ([{"usage": {"prompt_tokens": 5}}, {"usage": {"prompt_tokens": -1}}], 5),
+    ):
+        budget = TokenBudget("1M/day")
+        token_budget(budget, key="user", reserve=50, **options)(answer)("alice", result)
+        assert used(budget) == tokens
+
+
+@pytest.mark.parametrize("result", [[], ["text"], [1, 2.5], [[]], ({"role": "user"},)], ids=repr)
+def test_rule_8_a_list_that_reports_nothing_is_charged_its_reserve(result: Any) -> None:
+    budget = TokenBudget("1M/day")
+    token_budget(budget, key="user", reserve=50)(answer)("alice", result)
+    assert used(budget) == 50
+
+
+def test_rule_8_each_response_of_a_list_counts_once_be_it_recorded_or_settled() -> None:
+    one, other, third = reply(100), reply(20), reply(3)
+    for recorded in ([one], [one, other], [one, [one]]):
+        budget = TokenBudget("1M/day")
+        token_budget(budget, key="user")(answer)("alice", [one, other], recorded)
+        assert used(budget) == 120
+        with budget.reserve("bob", 50) as hold:
+            record_usage(recorded)
+            hold.settle([one, other, third])
+        assert used(budget, "bob") == 123
+
+
+def test_rule_12_each_response_of_a_list_that_a_nested_call_returned_counts_once() -> None:
+    one, other = TokenBudget("1M/day"), TokenBudget("1M/day")
+    inner = token_budget(other, key="user")(answer)
+
+    @token_budget(one, key="user")
+    def outer(user: str) -> list[Any]:
+        return [*inner(user, [reply(100), reply(20)]), reply(3)]
+
+    outer("alice")
+    assert (used(one), used(other)) == (123, 120)
+
+
+def test_rule_17_the_responses_in_an_item_of_a_stream_are_folded_like_items() -> None:
+    assert charged([(chunk(10, responseId="a"), {"node": 1}), (chunk(15, responseId="a"), {"node": 2})]) == 15
+
+
+def test_rule_8_a_list_without_end_is_read_in_bounds() -> None:
+    endless: list[Any] = [reply(3)]
+    endless += [endless] * 10
+    deep: list[Any] = [reply(4)]
+    for _ in range(50_000):
+        deep = [deep]
+    budget = TokenBudget("1M/day")
+    token_budget(budget, key="user", reserve=50)(answer)("alice", endless)
+    assert used(budget) == 3
+    token_budget(budget, key="user", reserve=50)(answer)("bob", deep)
+    assert used(budget, "bob") == 50
+    token_budget(budget, key="user", reserve=50)(answer)("carol", [0] * 5_000_000 + [reply(4)])
+    assert used(budget, "carol") == 50

@@ -114,17 +114,32 @@ def close(charge: Charge, used: int) -> list[tuple[Charge, int]]:
 
 
 def give_back(charge: Charge, units: int) -> list[tuple[Charge, int]]:
-    """Return units to whom a charge borrowed from, as far as they still run; the adjustments for the rest."""
-    if charge.open:
-        charge.held += units
-        return []
+    """Return units to whom a charge borrowed from, as far as they still run; the adjustments for the rest.
+
+    Where calls begin one another, and end before those that they began, who borrowed from whom is a long chain.
+    """
     changes: list[tuple[Charge, int]] = []
-    for lender, lent in charge.borrowed.items():
-        returned = min(lent, units)
-        charge.borrowed[lender] -= returned
-        units -= returned
-        changes += give_back(lender, returned)
-    return [*changes, (charge, -units)] if units else changes
+    todo = [(charge, units)]
+    while todo:
+        charge, units = todo.pop()
+        if charge.open:
+            charge.held += units
+            continue
+        returned: list[tuple[Charge, int]] = []
+        for lender, lent in list(charge.borrowed.items()):
+            if not units:
+                break
+            back = min(lent, units)
+            units -= back
+            returned.append((lender, back))
+            if back == lent:
+                del charge.borrowed[lender]  # it need not be kept for this any longer
+            else:
+                charge.borrowed[lender] -= back
+        todo += reversed(returned)
+        if units:
+            changes.append((charge, -units))
+    return changes
 
 
 def unused(charges: Iterable[Charge]) -> list[tuple[Charge, int]]:
