@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, finalize, ref
 
 from quotalimit._bodies import drive_body, has_body
 from quotalimit._calls import Call
-from quotalimit._generators import drive, drive_async, first, first_async, later
+from quotalimit._generators import later, run, run_async
 from quotalimit.providers import is_plainly_read
 
 _WATCH: Final = "_quotalimit_watch"
@@ -89,9 +89,9 @@ def deliver(call: Call, result: Any) -> Any:
     elif delivery is Delivery.DICT:
         _deliver_dict(call, result)
     elif delivery is Delivery.GENERATOR:
-        return first(drive(call, result))
+        return run(call, result)
     elif delivery is Delivery.ASYNC_GENERATOR:
-        return first_async(drive_async(None, call, result))
+        return run_async(call, result)
     elif delivery is Delivery.FUTURE:
         _deliver_future(call, result)
     elif delivery is Delivery.AWAITABLE:
@@ -100,7 +100,7 @@ def deliver(call: Call, result: Any) -> Any:
         return result
     elif not (_is_stream(kind, _seen(result)) and watch(call, result)):
         if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
-            return first(drive(call, _each(result)))
+            return run(call, _each(result))
         call.finish(result)
     return result
 
