@@ -40,7 +40,7 @@ def has_body(kind: type) -> bool:
 
 
 def _field_of(kind: type) -> str | None:
-    packages = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    packages = (str(base.__module__).partition(".")[0] for base in kind.__mro__)
     return next((_FIELDS[package] for package in packages if package in _FIELDS), None)
 
 
