@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from inspect import CO_ITERABLE_COROUTINE
+from types import FunctionType, coroutine
+from typing import Any, Final, Generic, TypeVar
 
 from quotalimit._calls import Call
 from quotalimit.recording import begin, end
 
 _Work = TypeVar("_Work")
+_Driver = TypeVar("_Driver")
 
 
 def run(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
@@ -21,7 +24,8 @@ def run(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) ->
 
     `begun` says that the call has done work already, which is charged even if nobody iterates.
     """
-    driver = drive(call, stream, begun)
+    flags: int = getattr(getattr(stream, "gi_code", None), "co_flags", 0)
+    driver = _named((_drive_awaited if flags & CO_ITERABLE_COROUTINE else drive)(call, stream, begun), stream)
     next(driver)  # past its first, empty yield: from here on its `finally` runs
     return driver
 
@@ -39,7 +43,7 @@ def run_async(
     runs, as in a thread that answers requests, it is the one that asks for the first item.
     """
     is_seen = enter is None and sys.get_asyncgen_hooks().firstiter is not None
-    driver = drive_async(_Unbegun(call, stream, begun), enter, is_seen)
+    driver = _named(drive_async(_Unbegun(call, stream, begun), enter, is_seen), stream)
     if is_seen:
         try:
             driver.__anext__().__await__().__next__()
@@ -68,7 +72,7 @@ def drive(call: Call, stream: Generator[Any, Any, Any], begun: bool) -> Generato
                 token = begin(call)
                 item = stream.send(value) if thrown is None else stream.throw(thrown)
             except StopIteration as stop:
-                call.finish(stop.value)
+                call.finish_stream(stop.value)
                 call.flush()
                 return stop.value
             except BaseException as error:
@@ -100,6 +104,11 @@ def drive(call: Call, stream: Generator[Any, Any, Any], begun: bool) -> Generato
         raise
 
 
+_drive_awaited: Final = FunctionType(drive.__code__, globals())
+"""The same for a generator that can be awaited."""
+coroutine(_drive_awaited)
+
+
 async def drive_async(
     unbegun: _Unbegun[AsyncGenerator[Any, Any]], enter: Callable[[], Awaitable[Call | None]] | None, is_seen: bool
 ) -> AsyncGenerator[Any, Any]:
@@ -120,10 +129,10 @@ async def drive_async(
             try:
                 if call is not None:
                     token = begin(call)
-                item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
+                item = await (unseen(stream.asend, value) if thrown is None else stream.athrow(thrown))
             except StopAsyncIteration:
                 if call is not None:
-                    call.finish()
+                    call.finish_stream()
                     await call.flush_async()
                 return
             except BaseException as error:
@@ -161,12 +170,12 @@ async def drive_async(
         raise
 
 
-def _advance(stream: AsyncGenerator[Any, Any], value: Any) -> Awaitable[Any]:
-    """Advance the inner stream unseen by the event loop, which at its end would close it while its driver does."""
+def unseen(advance: Callable[..., Awaitable[Any]], *arguments: Any) -> Awaitable[Any]:
+    """Advance an inner stream unseen by the event loop, which at its end would close it while its driver does."""
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(None, hooks.finalizer and _leave_to_driver)
     try:
-        return stream.asend(value)
+        return advance(*arguments)
     finally:
         sys.set_asyncgen_hooks(*hooks)
 
@@ -177,10 +186,15 @@ def _leave_to_driver(_stream: AsyncGenerator[Any, Any]) -> None:
 
 def later(call: Call, awaitable: Awaitable[Any], deliver: Callable[[Call, Any], Any]) -> Coroutine[Any, Any, Any]:
     """A coroutine for an awaitable result; dropped before it ran, it gives back what it holds."""
-    coroutine: Any = _later(call, _Unbegun(call, awaitable, False), deliver)
-    coroutine.__name__ = getattr(awaitable, "__name__", coroutine.__name__)
-    coroutine.__qualname__ = getattr(awaitable, "__qualname__", coroutine.__qualname__)
-    return coroutine  # type: ignore[no-any-return]
+    return _named(_later(call, _Unbegun(call, awaitable, False), deliver), awaitable)
+
+
+def _named(driver: _Driver, driven: Any) -> _Driver:
+    """Name what runs something like that."""
+    named: Any = driver
+    named.__name__ = getattr(driven, "__name__", named.__name__)
+    named.__qualname__ = getattr(driven, "__qualname__", named.__qualname__)
+    return driver
 
 
 async def _later(call: Call, unbegun: _Unbegun[Awaitable[Any]], deliver: Callable[[Call, Any], Any]) -> Any:
