@@ -7,6 +7,7 @@ from contextvars import ContextVar, Token
 from enum import Enum
 from numbers import Real
 from typing import Final
+from weakref import ref
 
 from quotalimit.amounts import units_or_none
 from quotalimit.keys import Identity
@@ -27,7 +28,7 @@ class Notes:
         self.inside: list[tuple[object, Identity, int]] = []
         """What nested calls, perhaps in other threads, have charged: the counts, whose they are, and the units."""
         self.sources: dict[int, object] = {}
-        """The objects that usage was read from, by id: kept alive, for the id of a dead object may come again."""
+        """What usage was read from, by id: the objects, or references to them. The id of a dead one may come again."""
         self.latest: dict[int, object] = {}
         """The last of those that items of a stream were read from."""
 
@@ -70,7 +71,10 @@ class Recorder:
         """Know these objects from now on."""
         known = self._own_notes().sources
         for source in sources:
-            known[id(source)] = source
+            try:
+                known[id(source)] = ref(source)
+            except TypeError:  # a dict
+                known[id(source)] = source
 
     def remember_latest(self, sources: Iterable[object]) -> None:
         """Know what usage was read from, and forget what it was read from long before.
@@ -91,7 +95,12 @@ class Recorder:
     def knows(self, sources: tuple[object, ...]) -> bool:
         """Whether usage has been read from one of these objects."""
         notes = self.notes
-        return any(id(source) in notes.sources or id(source) in notes.latest for source in sources)
+        return any(id(source) in notes.latest or _is(notes.sources.get(id(source)), source) for source in sources)
+
+
+def _is(known: object, source: object) -> bool:
+    """Whether this is what is known, or what that refers to."""
+    return known is source or (type(known) is ref and known() is source)
 
 
 _running: Final[ContextVar[Recorder | None]] = ContextVar("quotalimit_running", default=None)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import ref
 
 import pytest
 import time_machine
@@ -1000,3 +1001,24 @@ def test_rule_12_an_end_that_comes_late_and_is_interrupted_is_told_to_the_enclos
 
     outer("alice")
     assert (used(inner_budget), used(outer_budget)) == (10, 10)
+
+
+class Response:
+    def __init__(self) -> None:
+        self.usage = reply(5).usage
+
+
+def test_rule_8_an_outer_call_knows_the_responses_of_nested_ones_and_keeps_none_alive(budget: TokenBudget) -> None:
+    ask = token_budget(budget, key="user", reserve=10)(lambda user: Response())
+    made: list[ref[Response]] = []
+
+    @token_budget(budget, key="user", reserve=100)
+    def agent(user: str) -> Any:
+        made.extend(ref(ask(user)) for _ in range(10))
+        assert [response() for response in made] == [None] * 10
+        last = ask(user)
+        record_usage(last)
+        return last
+
+    agent("alice")
+    assert (open_holds(budget), used(budget)) == (0, 55)
