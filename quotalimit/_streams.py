@@ -58,7 +58,7 @@ def _delivery(kind: type, seen: type) -> Delivery:
         return Delivery.GENERATOR
     if issubclass(seen, AsyncGeneratorType):
         return Delivery.ASYNC_GENERATOR
-    if hasattr(kind, "add_done_callback") and hasattr(kind, "result"):
+    if hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "__next__"):
         return Delivery.FUTURE
     if issubclass(seen, Awaitable) and not any(hasattr(kind, name) for name in _MORE_THAN_AWAITABLE):
         return Delivery.AWAITABLE

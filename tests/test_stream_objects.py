@@ -294,6 +294,18 @@ class RpcOfMany(Rpc, MakesItems):
     pass
 
 
+class SyncRpcOfMany(Rpc, Items):
+    """That of a sync stub, which is a future too."""
+
+    def result(self) -> Any:
+        raise AssertionError
+
+
+def test_rule_8_what_has_callbacks_but_is_more_or_less_than_a_future_is_charged_by_its_items() -> None:
+    assert charged(RpcOfMany, drain_async) == 12
+    assert charged(SyncRpcOfMany, drain) == 12
+
+
 def test_rule_16_an_awaitable_object_comes_back_as_itself() -> None:
     async def use(rpc: Any) -> None:
         assert rpc.code == "OK"
@@ -301,7 +313,6 @@ def test_rule_16_an_awaitable_object_comes_back_as_itself() -> None:
         assert (await rpc).usage.total_tokens == 12
 
     assert charged(RpcOfOne, lambda rpc: asyncio.run(use(rpc))) == 12
-    assert charged(RpcOfMany, drain_async) == 12
 
 
 def test_rule_13_an_awaitable_object_that_raises_releases_its_hold() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -174,6 +175,17 @@ async def test_rule_8_a_run_of_pydantic_ai_is_charged_what_it_tells(
     assert (open_holds(budget), used(budget)) == (0, usage.total_tokens)
 
 
+@pytest.fixture
+def own_loop() -> Iterator[None]:
+    """An event loop for what would make one, and leave it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.usefixtures("own_loop")
 def test_rule_8_a_sync_stream_of_pydantic_ai_is_charged_what_it_tells() -> None:
     budget = TokenBudget("1000/day")
     agent = Agent(TestModel(custom_output_text="hello " * 20))
