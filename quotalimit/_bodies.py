@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import Any, Final
 
 from quotalimit._calls import Call
-from quotalimit._generators import drive, drive_async, first, first_async
+from quotalimit._generators import run, run_async
 
 _FIELDS: Final = {"starlette": "body_iterator", "werkzeug": "response", "django": "streaming_content"}
 """The attribute that is the stream of a streaming response, by the package of its class."""
@@ -26,9 +26,9 @@ def drive_body(call: Call, response: Any) -> bool:
         return False
     body: Any = getattr(response, field, None)
     if hasattr(body, "__aiter__"):
-        setattr(response, field, first_async(drive_async(None, call, _each_async(body), begun=True)))
+        setattr(response, field, run_async(call, each_async(body), begun=True))
     elif hasattr(body, "__next__"):
-        setattr(response, field, first(drive(call, _each(body), begun=True)))
+        setattr(response, field, run(call, _each(body), begun=True))
     else:
         return False
     return True
@@ -40,7 +40,7 @@ def has_body(kind: type) -> bool:
 
 
 def _field_of(kind: type) -> str | None:
-    packages = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    packages = (str(base.__module__).partition(".")[0] for base in kind.__mro__)
     return next((_FIELDS[package] for package in packages if package in _FIELDS), None)
 
 
@@ -53,7 +53,7 @@ def _each(body: Iterable[Any]) -> Generator[Any]:
             close()
 
 
-async def _each_async(body: AsyncIterable[Any]) -> AsyncGenerator[Any]:
+async def each_async(body: AsyncIterable[Any]) -> AsyncGenerator[Any]:
     try:
         async for part in body:
             yield part

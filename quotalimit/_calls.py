@@ -144,6 +144,11 @@ class Call(Recorder):
         return self._parts
 
     @property
+    def is_told(self) -> bool:
+        """Whether any usage was told or recorded so far."""
+        return bool(self.notes.recorded) or any(part.told for part in self.parts)
+
+    @property
     def decisions(self) -> list[Decision]:
         """How the call was admitted, if it was asked with a report."""
         return [decision for part in self.parts for decision in part.decisions]
@@ -161,7 +166,7 @@ class Call(Recorder):
         told: list[tuple[Part, list[Told]]] = []
         for part in self.parts:
             layer = part.layer
-            if isinstance(layer, TokenLayer) and (answer is not None or part.fold is None):  # else a stream's end
+            if isinstance(layer, TokenLayer):
                 if streaming and part.fold is None:
                     part.fold = Fold()
                 each = layer.read_each(answer, whole=part.fold is None, streaming=streaming)
@@ -202,6 +207,10 @@ class Call(Recorder):
         self._read(result)
         self._result = result
         return self._settle(None)
+
+    def finish_stream(self, result: object = None) -> list[Settlement]:
+        """Settle a stream that has ended. It may have returned something; that it did not is no result to be read."""
+        return self.finish_as(()) if result is None else self.finish(result)
 
     def cut(self) -> list[Settlement]:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""

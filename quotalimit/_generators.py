@@ -1,38 +1,59 @@
 """Generators, async generators and awaitables that settle their call once, whatever ends them.
 
-Each is a real one of its kind, advanced past an empty first step, so that its `finally` runs even if nobody does.
+Each is a real one of its kind. One that nobody runs settles all the same: a generator is advanced past an empty first
+step, so that its `finally` runs; what is run by an event loop, and has none yet, is handed an `_Unbegun`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from inspect import CO_ITERABLE_COROUTINE
+from types import FunctionType, coroutine
+from typing import Any, Final, Generic, TypeVar
 
 from quotalimit._calls import Call
 from quotalimit.recording import begin, end
 
-
-def first(stream: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Advance a driver past its first, empty yield: from here on its `finally` runs, even if nobody iterates."""
-    next(stream)
-    return stream
+_Work = TypeVar("_Work")
+_Driver = TypeVar("_Driver")
 
 
-def first_async(stream: AsyncGenerator[Any, Any]) -> AsyncGenerator[Any, Any]:
-    """The same for an async driver: its first yield comes before any await, so it needs no event loop."""
-    try:
-        stream.__anext__().__await__().__next__()
-    except StopIteration:
-        pass
-    return stream
-
-
-def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
-    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through.
+def run(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) -> Generator[Any, Any, Any]:
+    """A generator that runs another for a call.
 
     `begun` says that the call has done work already, which is charged even if nobody iterates.
     """
+    flags: int = getattr(getattr(stream, "gi_code", None), "co_flags", 0)
+    driver = _named((_drive_awaited if flags & CO_ITERABLE_COROUTINE else drive)(call, stream, begun), stream)
+    next(driver)  # past its first, empty yield: from here on its `finally` runs
+    return driver
+
+
+def run_async(
+    call: Call | None,
+    stream: AsyncGenerator[Any, Any],
+    enter: Callable[[], Awaitable[Call | None]] | None = None,
+    *,
+    begun: bool = False,
+) -> AsyncGenerator[Any, Any]:
+    """The same for an async generator; a call that must wait first is entered at its first item.
+
+    The event loop that sees its first step closes it, be it at the loop's end. That is the running one; where none
+    runs, as in a thread that answers requests, it is the one that asks for the first item.
+    """
+    is_seen = enter is None and sys.get_asyncgen_hooks().firstiter is not None
+    driver = _named(drive_async(_Unbegun(call, stream, begun), enter, is_seen), stream)
+    if is_seen:
+        try:
+            driver.__anext__().__await__().__next__()
+        except StopIteration:
+            pass
+    return driver
+
+
+def drive(call: Call, stream: Generator[Any, Any, Any], begun: bool) -> Generator[Any, Any, Any]:
+    """Run a generator for a call: everything that is yielded, sent, thrown and returned passes through."""
     try:
         value = yield
     except BaseException:
@@ -51,7 +72,7 @@ def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) 
                 token = begin(call)
                 item = stream.send(value) if thrown is None else stream.throw(thrown)
             except StopIteration as stop:
-                call.finish(stop.value)
+                call.finish_stream(stop.value)
                 call.flush()
                 return stop.value
             except BaseException as error:
@@ -59,6 +80,7 @@ def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) 
                 call.flush()
                 raise
             finally:
+                thrown = None  # its traceback has this frame: it would keep itself alive
                 end(token)
             try:
                 call.see(item)
@@ -82,34 +104,35 @@ def drive(call: Call, stream: Generator[Any, Any, Any], *, begun: bool = False) 
         raise
 
 
+_drive_awaited: Final = FunctionType(drive.__code__, globals())
+"""The same for a generator that can be awaited."""
+coroutine(_drive_awaited)
+
+
 async def drive_async(
-    enter: Callable[[], Awaitable[Call | None]] | None,
-    call: Call | None,
-    stream: AsyncGenerator[Any, Any],
-    *,
-    begun: bool = False,
+    unbegun: _Unbegun[AsyncGenerator[Any, Any]], enter: Callable[[], Awaitable[Call | None]] | None, is_seen: bool
 ) -> AsyncGenerator[Any, Any]:
-    """Run an async generator for a call; one that must wait first is entered at its first item. `begun` as above."""
+    """The same for an async generator, with that empty first step only if an event loop sees it."""
+    call = unbegun.call if enter is None else await enter()
     value = None
-    if enter is not None:
-        call = await enter()
-    elif call is not None:
+    if is_seen:
         try:
             value = yield
         except BaseException:
-            (call.cut if begun else call.release)()
+            unbegun.drop()
             raise
     thrown: BaseException | None = None
     try:
+        stream = unbegun.start()
         while True:
             token = None
             try:
                 if call is not None:
                     token = begin(call)
-                item = await (_advance(stream, value) if thrown is None else stream.athrow(thrown))
+                item = await (unseen(stream.asend, value) if thrown is None else stream.athrow(thrown))
             except StopAsyncIteration:
                 if call is not None:
-                    call.finish()
+                    call.finish_stream()
                     await call.flush_async()
                 return
             except BaseException as error:
@@ -118,6 +141,7 @@ async def drive_async(
                     await call.flush_async()
                 raise
             finally:
+                thrown = None
                 end(token)
             try:
                 if call is not None:
@@ -127,6 +151,8 @@ async def drive_async(
                 token = None
                 try:
                     if call is not None:
+                        if sys.get_asyncgen_hooks().finalizer is None:  # no event loop comes back from what is awaited
+                            call.cut()
                         token = begin(call)
                     await stream.aclose()
                 finally:
@@ -144,25 +170,34 @@ async def drive_async(
         raise
 
 
-def _advance(stream: AsyncGenerator[Any, Any], value: Any) -> Awaitable[Any]:
-    """Advance the inner stream unseen by the event loop, which at its end would close it while its driver does."""
+def unseen(advance: Callable[..., Awaitable[Any]], *arguments: Any) -> Awaitable[Any]:
+    """Advance an inner stream unseen by the event loop, which at its end would close it while its driver does."""
     hooks = sys.get_asyncgen_hooks()
-    sys.set_asyncgen_hooks(None, None)
+    sys.set_asyncgen_hooks(None, hooks.finalizer and _leave_to_driver)
     try:
-        return stream.asend(value)
+        return advance(*arguments)
     finally:
         sys.set_asyncgen_hooks(*hooks)
 
 
+def _leave_to_driver(_stream: AsyncGenerator[Any, Any]) -> None:
+    """Finalize an inner stream that is collected together with its driver, which the event loop closes: not at all."""
+
+
 def later(call: Call, awaitable: Awaitable[Any], deliver: Callable[[Call, Any], Any]) -> Coroutine[Any, Any, Any]:
     """A coroutine for an awaitable result; dropped before it ran, it gives back what it holds."""
-    coroutine: Any = _later(call, _Unbegun(call, awaitable), deliver)
-    coroutine.__name__ = getattr(awaitable, "__name__", coroutine.__name__)
-    coroutine.__qualname__ = getattr(awaitable, "__qualname__", coroutine.__qualname__)
-    return coroutine  # type: ignore[no-any-return]
+    return _named(_later(call, _Unbegun(call, awaitable, False), deliver), awaitable)
 
 
-async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], Any]) -> Any:
+def _named(driver: _Driver, driven: Any) -> _Driver:
+    """Name what runs something like that."""
+    named: Any = driver
+    named.__name__ = getattr(driven, "__name__", named.__name__)
+    named.__qualname__ = getattr(driven, "__qualname__", named.__qualname__)
+    return driver
+
+
+async def _later(call: Call, unbegun: _Unbegun[Awaitable[Any]], deliver: Callable[[Call, Any], Any]) -> Any:
     token = None
     try:
         token = begin(call)
@@ -178,24 +213,30 @@ async def _later(call: Call, unbegun: _Unbegun, deliver: Callable[[Call, Any], A
     return result
 
 
-class _Unbegun:
-    """An awaitable that nobody has awaited yet. A coroutine that never runs has no `finally`, but its arguments die."""
+class _Unbegun(Generic[_Work]):
+    """What nobody has run yet, a coroutine or an async generator: it has no `finally`, but its arguments die."""
 
-    __slots__ = ("_awaitable", "_call")
+    __slots__ = ("_begun", "_work", "call")
 
-    def __init__(self, call: Call, awaitable: Awaitable[Any]) -> None:
-        self._call = call
-        self._awaitable: Awaitable[Any] | None = awaitable
+    def __init__(self, call: Call | None, work: _Work, begun: bool) -> None:
+        self.call = call
+        self._work: _Work | None = work
+        self._begun = begun
 
-    def start(self) -> Awaitable[Any]:
-        """The awaitable, awaited from now on: what it returns, a stream say, may run on when this is gone."""
-        awaitable, self._awaitable = self._awaitable, None
-        assert awaitable is not None
-        return awaitable
+    def start(self) -> _Work:
+        """The work, run from now on: what it returns, a stream say, may run on when this is gone."""
+        work, self._work = self._work, None
+        assert work is not None
+        return work
 
-    def __del__(self) -> None:
-        if self._awaitable is not None:
-            self._call.release()
-            close = getattr(self._awaitable, "close", None)
+    def drop(self) -> None:
+        """Settle the call, if this never ran."""
+        work, self._work = self._work, None
+        if work is not None:
+            if self.call is not None:
+                (self.call.cut if self._begun else self.call.release)()
+            close = getattr(work, "close", None)
             if close is not None:
                 close()
+
+    __del__ = drop

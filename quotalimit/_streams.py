@@ -2,30 +2,36 @@
 
 An SDK's stream is more than an iterator: it has `with`, `.response`, `.text_stream`, `.get_final_message()`. So it is
 not wrapped. Its class is swapped for a subclass made for it, whose `__next__`, `close` and the like also tell the call:
-whatever the SDK or its user does with the stream goes through them, and it stays what it was.
+whatever the SDK or its user does with the stream goes through them, and it stays what it was. What they do is part of
+the call, too: the nested calls of a tool that an SDK runs between two items, say.
 """
 
 from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextvars import Token
 from enum import Enum, auto
 from functools import lru_cache, partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
 from weakref import WeakKeyDictionary, finalize, ref
 
-from quotalimit._bodies import drive_body, has_body
+from quotalimit._bodies import drive_body, each_async, has_body
 from quotalimit._calls import Call
-from quotalimit._generators import drive, drive_async, first, first_async, later
-from quotalimit.providers import is_plainly_read
+from quotalimit._generators import later, run, run_async, unseen
+from quotalimit.providers import field, is_plainly_read, read_usage
+from quotalimit.recording import Recorder, begin, end
 
 _WATCH: Final = "_quotalimit_watch"
 _PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
 _VALUES: Final = frozenset((str, bytes, list, tuple, set, int, float, bool, type(None)))
 _MORE_THAN_AWAITABLE: Final = ("__aenter__", "__aiter__")
 _STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
+_WITH: Final = (("__enter__", "__exit__"), ("__aenter__", "__aexit__"))
+_MANAGERS: Final = ("StreamManager", "ContextManager")
+"""How the names of classes end that make their request when they are entered."""
 
 
 class Delivery(Enum):
@@ -52,7 +58,7 @@ def _delivery(kind: type, seen: type) -> Delivery:
         return Delivery.GENERATOR
     if issubclass(seen, AsyncGeneratorType):
         return Delivery.ASYNC_GENERATOR
-    if hasattr(kind, "add_done_callback"):
+    if hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "__next__"):
         return Delivery.FUTURE
     if issubclass(seen, Awaitable) and not any(hasattr(kind, name) for name in _MORE_THAN_AWAITABLE):
         return Delivery.AWAITABLE
@@ -77,31 +83,48 @@ def _seen(result: object) -> type:
     return seen if isinstance(seen, type) else type(result)
 
 
+def _how(result: object) -> Delivery | None:
+    """How a result is delivered; None if it is as it is, because of its class or for that does not let us look."""
+    kind: Any = type(result)
+    try:
+        return None if _never_streams(kind) else _delivery(kind, _seen(result))
+    except Exception:  # a foreign class may do anything: of one without a hash nothing is known
+        return None
+
+
 def deliver(call: Call, result: Any) -> Any:
     """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
-    kind: Any = type(result)
-    if _never_streams(kind):
-        call.finish(result)
-        return result
-    delivery = _delivery(kind, _seen(result))
-    if delivery is Delivery.AS_IT_IS:
+    delivery = _how(result)
+    if delivery is None or delivery is Delivery.AS_IT_IS:
         call.finish(result)
     elif delivery is Delivery.DICT:
         _deliver_dict(call, result)
     elif delivery is Delivery.GENERATOR:
-        return first(drive(call, result))
+        return run(call, result)
     elif delivery is Delivery.ASYNC_GENERATOR:
-        return first_async(drive_async(None, call, result))
+        return run_async(call, result)
     elif delivery is Delivery.FUTURE:
         _deliver_future(call, result)
     elif delivery is Delivery.AWAITABLE:
-        return later(call, result, deliver)
-    elif delivery is Delivery.BODY and drive_body(call, result):
-        return result
-    elif not (_is_stream(kind, _seen(result)) and watch(call, result)):
-        if hasattr(type(result), "__next__"):  # map, filter and their like, whose class cannot be swapped
-            return first(drive(call, _each(result)))
-        call.finish(result)
+        if issubclass(_seen(result), Coroutine) or not watch(call, result):
+            return later(call, result, deliver)
+    elif delivery is Delivery.BODY:
+        if not drive_body(call, result):
+            call.finish(result)
+    elif not watch(call, result):
+        return _deliver_iterator(call, result)
+    return result
+
+
+def _deliver_iterator(call: Call, result: Any) -> Any:
+    """A generator in place of an iterator whose class cannot be swapped, if it is nothing more: `map` and its like."""
+    kind: Any = type(result)
+    if call.records and not kind.__dictoffset__ and all(name.startswith("_") for name in dir(kind)):
+        if hasattr(kind, "__anext__"):
+            return run_async(call, each_async(result))
+        if hasattr(kind, "__next__"):
+            return run(call, _each(result))
+    call.finish(result)
     return result
 
 
@@ -115,7 +138,11 @@ def _deliver_dict(call: Call, result: dict[str, Any]) -> None:
 
 
 def _deliver_future(call: Call, future: Any) -> None:
-    future.add_done_callback(partial(_done, call))
+    try:
+        future.add_done_callback(partial(_done, call))
+    except Exception:  # a foreign future may refuse in its own way
+        call.finish(future)
+        return
     try:
         finalize(future, call.cut).atexit = False
     except TypeError:  # it knows no weak references
@@ -137,59 +164,125 @@ def _done(call: Call, future: Any) -> None:
             call.finish(result)
 
 
-def watch(call: Call, stream: Any) -> bool:
-    """Watch a stream, or what yields one when it is entered, for a call. False if its class does not let us."""
-    fields = getattr(stream, "__dict__", None)
-    if not isinstance(fields, dict):
-        return False
-    known = fields.get(_WATCH)
-    if known is not None and known.owns(stream):  # by a nested call, which settles first
-        known.calls = [*(other for other in known.calls if not other.finished), call]
-        return True
+def watch(call: Call, stream: Any, *, is_item: bool = False) -> bool:
+    """Watch a stream, or what yields one when it is entered, for a call. False if its class does not let us.
+
+    `is_item` says that it is an item of the call's own stream, and its end not that of the call.
+    """
     try:
-        object.__setattr__(stream, "__class__", _watched(type(stream)))
+        kind: Any = type(stream)
+        if kind is not _seen(stream) and _streams(inner := stream.__wrapped__):  # a proxy, which leads to it
+            return watch(call, inner, is_item=is_item)
+        known = _of(stream) if _is_watched(kind) else UNWATCHED
+        if not known.owns(stream):
+            object.__setattr__(stream, "__class__", _watched(kind))
+            known = Watch(stream)
+            fields = getattr(stream, "__dict__", None)
+            if isinstance(fields, dict):
+                fields[_WATCH] = known
+            else:  # it has slots
+                _elsewhere[id(stream)] = known
     except Exception:  # a foreign class may refuse in its own way
         return False
-    fields[_WATCH] = Watch(call, stream)
+    known.add(call, is_item)
     return True
 
 
 class Watch:
     """Tells the calls that return a stream, the innermost first, what happens to it."""
 
-    __slots__ = ("_owner", "begun", "calls", "handed_on")
+    __slots__ = ("_owner", "begun", "calls", "entered", "handed_on", "onlookers")
 
-    def __init__(self, call: Call, stream: object) -> None:
-        self.calls = [call]
+    def __init__(self, stream: object) -> None:
+        self.calls: list[Call] = []
+        self.onlookers: list[Call] = []
+        """The calls of whose streams this is an item."""
+        self.entered: Callable[[], object] | None = None
+        """What this yielded when it was entered, if that was not itself."""
         self.handed_on = False
-        """Whether what this yielded when it was entered is watched too, and may outlive it."""
-        self.begun = _iterates(type(stream))
-        """Whether the request has been made: what yields a stream when it is entered makes it then."""
+        """Whether that is a stream, which may outlive this."""
+        self.begun = not type(stream).__name__.endswith(_MANAGERS)
+        """Whether the request may have been made: what yields a stream when it is entered makes it then."""
         self._owner = id(stream)
+
+    def add(self, call: Call, is_item: bool) -> None:
+        """Tell a call, too. Those that it is nested in come later, and those inside it settle first."""
+        if not is_item:
+            self.calls = [*(other for other in self.calls if not (other.finished or other is call)), call]
+        elif call not in self.calls and call not in self.onlookers:
+            self.onlookers.append(call)
 
     def owns(self, stream: object) -> bool:
         """Whether this is the stream itself, and not a copy that the SDK made of it."""
         return id(stream) == self._owner
 
-    def leave(self) -> None:
+    def begin(self) -> Token[Recorder | None] | None:
+        """Make the innermost call that of what happens now."""
+        for call in (*self.calls, *self.onlookers):
+            if not call.finished:
+                return begin(call)
+        return None
+
+    def hand_on(self, entered: Any) -> Any:
+        """Watch what this yielded when it was entered. Returns that, or the generator that takes its place."""
+        if not self.calls:
+            return entered
+        how = _how(entered)
+        if how is Delivery.STREAM:
+            watched = [watch(call, entered) for call in self.calls]  # every call, also after one that cannot
+            self.handed_on = all(watched)
+        elif how is Delivery.GENERATOR or how is Delivery.ASYNC_GENERATOR:
+            for call in self.calls:
+                entered = (run if how is Delivery.GENERATOR else run_async)(call, entered, begun=True)
+            self.handed_on = True
+        self.entered = _weakly(entered) if self.handed_on else lambda: entered
+        return entered
+
+    def leave(self, stream: object) -> None:
         """The stream was left: closed, exited or dropped."""
+        if self.begun:
+            self._read(stream)
         for call in self.calls:
             if self.begun:
                 call.cut()
             else:
                 call.release()
 
+    def exit(self, manager: object) -> None:
+        """What was entered was left. If it is no stream, that is the end of the call, and it is the call's result."""
+        if self.entered is None:
+            self.leave(manager)
+        elif self.handed_on:
+            self.leave(self.entered())
+        else:
+            for call in self.calls:
+                call.finish(self.entered())
+
     def see(self, item: object) -> None:
-        for call in self.calls:
-            call.see(item)
+        is_stream = _streams(item)
+        for call in (*self.calls, *self.onlookers):
+            if not (is_stream and watch(call, item, is_item=True)):
+                call.see(item)
 
-    def finish(self) -> None:
+    def finish(self, stream: object) -> None:
+        self._read(stream)
         for call in self.calls:
-            call.finish()
+            call.finish_stream()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, stream: object, error: BaseException) -> None:
+        self._read(stream)
         for call in self.calls:
             call.fail(error)
+
+    def _read(self, stream: object) -> None:
+        """Read the usage that a stream tells of itself, as pydantic-ai's do, if none of its items told any."""
+        untold = [call for call in self.calls if not (call.finished or call.is_told)]
+        if untold:
+            report = field(stream, "usage")
+            usage = read_usage(report)
+            if usage is not None:
+                for call in untold:
+                    call.record(usage, (report,))
 
     def flush(self) -> None:
         for call in self.calls:
@@ -200,34 +293,69 @@ class Watch:
             await call.flush_async()
 
 
+UNWATCHED: Final = Watch(None)
+"""The watch of what is of a watched class, and is not watched: made anew by an SDK, say."""
+
+_elsewhere: Final[dict[int, Watch]] = {}
+"""The watches of streams that have no `__dict__`, by their ids."""
+
+
+class _Elsewhere:
+    """The watch of a stream that has none in its `__dict__`."""
+
+    def __get__(self, stream: object, _kind: type) -> Watch:
+        return _elsewhere.get(id(stream), UNWATCHED)
+
+
+def _weakly(entered: Any) -> Callable[[], object]:
+    try:
+        return ref(entered)
+    except TypeError:
+        return lambda: None
+
+
 def _streams(result: Any) -> bool:
     """Whether an object is a stream of an SDK."""
-    kind: Any = type(result)
-    return _delivery(kind, _seen(result)) is Delivery.STREAM
+    return _how(result) is Delivery.STREAM
 
 
 def _is_stream(kind: type, seen: type) -> bool:
     if issubclass(seen, _PLAIN) or any(base.__module__ == "unittest.mock" for base in kind.__mro__):
         return False
+    return _looks_like_a_stream(kind) or (seen is not kind and _looks_like_a_stream(seen))
+
+
+def _looks_like_a_stream(kind: type) -> bool:
+    """Whether a class iterates, or is called a stream and is no record. A list iterates, but not asynchronously."""
     if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
         return True
-    return "Stream" in kind.__name__ and (_iterates(kind) or hasattr(kind, "__enter__") or hasattr(kind, "__aenter__"))
+    if hasattr(kind, "__pydantic_fields__"):
+        return False
+    if hasattr(kind, "__aiter__"):
+        return True
+    if hasattr(kind, "__dataclass_fields__"):
+        return False
+    manages = any(hasattr(kind, enter) and hasattr(kind, leave) for enter, leave in _WITH)
+    if "Stream" in kind.__name__:
+        return manages or hasattr(kind, "__iter__")
+    return manages and kind.__name__.endswith(_MANAGERS)
 
 
-def _iterates(kind: type) -> bool:
-    return hasattr(kind, "__iter__") or hasattr(kind, "__aiter__")
+def _is_watched(kind: type) -> bool:
+    return kind.__dict__.get("__del__") is _delete
 
 
 def _watched(kind: type) -> type:
     """The subclass of a stream's class that is watched."""
-    if kind.__dict__.get("__del__") is _delete:  # a copy of a watched stream
+    if _is_watched(kind):  # a copy of a watched stream
         return kind
     reference = _classes.get(kind)
     known = None if reference is None else reference()
     if known is None:
         names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": (), "__del__": _delete}
         hooks = {name: hook(getattr(kind, name), kind) for name, hook in _HOOKS.items() if hasattr(kind, name)}
-        known = type(kind.__name__, (kind,), names | {n: h for n, h in hooks.items() if h is not None})
+        hooks = {name: hook for name, hook in hooks.items() if hook is not None}
+        known = type(kind.__name__, (kind,), names | hooks | {_WATCH: _Elsewhere()})
         _classes[kind] = ref(known)
     return known
 
@@ -241,51 +369,70 @@ def _of(stream: object) -> Watch:
 
 
 def _delete(self: Any) -> None:
-    watch = self.__dict__.get(_WATCH)
+    watch = _of(self)
     try:
-        if watch is not None and watch.owns(self) and not watch.handed_on:
-            watch.leave()
+        if watch.owns(self) and not watch.handed_on:
+            watch.leave(self)
     finally:
+        _elsewhere.pop(id(self), None)
         finalizers = (kind.__dict__.get("__del__") for kind in type(self).__mro__)
         base = next((each for each in finalizers if each not in (None, _delete)), None)
         if base is not None:
             base(self)
 
 
+def _step(stream: Any, advance: Callable[[Any], Any], items: Any) -> Any:
+    """The next item of a stream."""
+    watch = _of(stream)
+    token = None
+    try:
+        token = watch.begin()
+        item = advance(items)
+    except StopIteration:
+        watch.finish(stream)
+        watch.flush()
+        raise
+    except BaseException as error:
+        watch.fail(stream, error)
+        watch.flush()
+        raise
+    finally:
+        end(token)
+    watch.see(item)
+    return item
+
+
+async def _step_async(stream: Any, advance: Callable[[Any], Awaitable[Any]], items: Any) -> Any:
+    """The twin of `_step`."""
+    watch = _of(stream)
+    token = None
+    try:
+        token = watch.begin()
+        item = await advance(items)
+    except StopAsyncIteration:
+        watch.finish(stream)
+        await watch.flush_async()
+        raise
+    except BaseException as error:
+        watch.fail(stream, error)
+        await watch.flush_async()
+        raise
+    finally:
+        end(token)
+    watch.see(item)
+    return item
+
+
 def _next(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     def __next__(self: Any) -> Any:  # noqa: N807
-        call = _of(self)
-        try:
-            item = base(self)
-        except StopIteration:
-            call.finish()
-            call.flush()
-            raise
-        except BaseException as error:
-            call.fail(error)
-            call.flush()
-            raise
-        call.see(item)
-        return item
+        return _step(self, base, self)
 
     return __next__
 
 
 def _anext(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     async def __anext__(self: Any) -> Any:  # noqa: N807
-        call = _of(self)
-        try:
-            item = await base(self)
-        except StopAsyncIteration:
-            call.finish()
-            await call.flush_async()
-            raise
-        except BaseException as error:
-            call.fail(error)
-            await call.flush_async()
-            raise
-        call.see(item)
-        return item
+        return await _step_async(self, base, self)
 
     return __anext__
 
@@ -296,13 +443,20 @@ def _iter(base: Callable[..., Any], kind: type) -> Callable[..., Any] | None:
         return _iter_by_next if inspect.isgeneratorfunction(base) else None
 
     def __iter__(self: Any) -> Iterator[Any]:  # noqa: N807
-        return drive_stream(_of(self), base(self))
+        return _drive_stream(self, iter(base(self)))
 
     return __iter__
 
 
 def _aiter(base: Callable[..., Any], kind: type) -> Callable[..., Any] | None:
-    return _aiter_by_anext if hasattr(kind, "__anext__") and inspect.isasyncgenfunction(base) else None
+    """The twin of `_iter`."""
+    if hasattr(kind, "__anext__"):
+        return _aiter_by_anext if inspect.isasyncgenfunction(base) else None
+
+    def __aiter__(self: Any) -> AsyncIterator[Any]:  # noqa: N807
+        return _drive_stream_async(self, base(self))
+
+    return __aiter__
 
 
 def _iter_by_next(self: Any) -> Iterator[Any]:
@@ -323,41 +477,102 @@ async def _aiter_by_anext(self: Any) -> AsyncIterator[Any]:
         yield item
 
 
-def drive_stream(call: Watch, items: Iterator[Any]) -> Iterator[Any]:
+def _drive_stream(stream: Any, items: Iterator[Any]) -> Iterator[Any]:
     """The items of a stream that is iterable but no iterator."""
     try:
-        for item in items:
-            call.see(item)
+        while True:
+            try:
+                item = _step(stream, next, items)
+            except StopIteration:
+                return
             yield item
     except GeneratorExit:
-        call.leave()
+        watch = _of(stream)
+        token = None
+        try:
+            if isinstance(items, GeneratorType):
+                token = watch.begin()
+                items.close()
+        finally:
+            end(token)
+            watch.leave(stream)
         raise
-    except BaseException as error:
-        call.fail(error)
-        call.flush()
+
+
+async def _drive_stream_async(stream: Any, items: Any) -> AsyncGenerator[Any]:
+    """The twin of `_drive_stream`."""
+    try:
+        while True:
+            try:
+                item = await _step_async(stream, _anext_of, items)
+            except StopAsyncIteration:
+                return
+            yield item
+    except GeneratorExit:
+        watch = _of(stream)
+        token = None
+        try:
+            if isinstance(items, AsyncGeneratorType):
+                token = watch.begin()
+                await items.aclose()
+        finally:
+            end(token)
+            watch.leave(stream)
         raise
-    call.finish()
-    call.flush()
+
+
+def _anext_of(items: Any) -> Awaitable[Any]:
+    return unseen(items.__anext__) if isinstance(items, AsyncGeneratorType) else anext(items)
+
+
+def _await(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    def __await__(self: Any) -> Generator[Any, Any, Any]:  # noqa: N807
+        watch = _of(self)
+        token = None
+        try:
+            token = watch.begin()
+            result = yield from base(self)
+        except BaseException as error:
+            watch.fail(self, error)
+            yield from watch.flush_async().__await__()
+            raise
+        finally:
+            end(token)
+        for call in watch.calls:
+            if not call.finished:
+                result = deliver(call, result)
+        yield from watch.flush_async().__await__()
+        return result
+
+    return __await__
 
 
 def _leave(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(base):
 
         async def leave_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+            watch = _of(self)
+            token = None
             try:
+                token = watch.begin()
                 return await base(self, *args, **kwargs)
             finally:
-                _of(self).leave()
-                await _of(self).flush_async()
+                end(token)
+                watch.exit(self)
+                await watch.flush_async()
 
         return leave_async
 
     def leave(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watch = _of(self)
+        token = None
         try:
+            token = watch.begin()
             return base(self, *args, **kwargs)
         finally:
-            _of(self).leave()
-            _of(self).flush()
+            end(token)
+            watch.exit(self)
+            watch.flush()
 
     return leave
 
@@ -366,39 +581,38 @@ def _enter(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(base):
 
         async def enter_async(self: Any) -> Any:
-            return _entered(self, await _tried(self, base))
+            watch = _of(self)
+            watch.begun = True
+            token = None
+            try:
+                token = watch.begin()
+                entered = await base(self)
+            except BaseException as error:
+                watch.fail(self, error)
+                await watch.flush_async()
+                raise
+            finally:
+                end(token)
+            return self if entered is self else watch.hand_on(entered)
 
         return enter_async
 
     def enter(self: Any) -> Any:
-        call = _of(self)
-        call.begun = True
+        watch = _of(self)
+        watch.begun = True
+        token = None
         try:
-            stream = base(self)
+            token = watch.begin()
+            entered = base(self)
         except BaseException as error:
-            call.fail(error)
-            call.flush()
+            watch.fail(self, error)
+            watch.flush()
             raise
-        return _entered(self, stream)
+        finally:
+            end(token)
+        return self if entered is self else watch.hand_on(entered)
 
     return enter
-
-
-async def _tried(manager: Any, base: Callable[..., Any]) -> Any:
-    _of(manager).begun = True
-    try:
-        return await base(manager)
-    except BaseException as error:
-        _of(manager).fail(error)
-        await _of(manager).flush_async()
-        raise
-
-
-def _entered(manager: Any, stream: Any) -> Any:
-    if stream is not manager:
-        watched = [watch(call, stream) for call in _of(manager).calls]  # every call, also after one that cannot
-        _of(manager).handed_on = all(watched)
-    return stream
 
 
 _HOOKS: Final[dict[str, Callable[[Callable[..., Any], type], Callable[..., Any] | None]]] = {
@@ -406,6 +620,7 @@ _HOOKS: Final[dict[str, Callable[[Callable[..., Any], type], Callable[..., Any] 
     "__anext__": _anext,
     "__iter__": _iter,
     "__aiter__": _aiter,
+    "__await__": _await,
     "__enter__": _enter,
     "__aenter__": _enter,
     "__exit__": _leave,

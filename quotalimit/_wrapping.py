@@ -19,7 +19,7 @@ import wrapt
 
 from quotalimit._arguments import compile_call
 from quotalimit._calls import InterruptedCall
-from quotalimit._generators import drive, drive_async, first, first_async
+from quotalimit._generators import run, run_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
 from quotalimit._streams import deliver
@@ -262,7 +262,7 @@ def _run_generator(
     if call is None:
         return stream
     try:
-        return first(drive(call, stream))
+        return run(call, stream)
     except BaseException:  # an interrupt
         call.release()
         raise
@@ -276,11 +276,11 @@ def _run_async_generator(
     if call is None:
         call, enter_later = guard.enter_now_or_later(answers, arguments)
     if enter_later is not None:
-        return drive_async(enter_later, None, stream)
+        return run_async(None, stream, enter_later)
     if call is None:
         return stream
     try:
-        return first_async(drive_async(None, call, stream))
+        return run_async(call, stream)
     except BaseException:  # an interrupt
         call.release()
         raise

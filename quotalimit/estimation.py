@@ -30,7 +30,6 @@ _MOST_CONTAINERS: Final = 100_000
 _MOST_INSIDE: Final = 200_000
 _FOREIGN: Final = 20
 """How many items of Python's own containers one of another counts as: it may be made up as it is read."""
-_BUILTIN: Final = frozenset((list, tuple, dict))
 _DEEPEST: Final = 10_000
 _NO_TEXT: Final = frozenset((str, int, float, bool, type(None)))
 
@@ -63,7 +62,7 @@ def weigh_text(text: str | bytes) -> int:
     Japanese and Korean, and up to 1.6 for code, JSON and Markdown; it is too much for Arabic (1.4), Russian (1.8) and
     Hindi (2.1), and too little for emoji (0.7) and base64 (0.4). `tests/sdk/test_estimation.py` measures it.
     """
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    data = str.encode(text, "utf-8", "surrogatepass") if isinstance(text, str) else text
     digits = len(data) - len(data.translate(None, _DIGITS))
     space = len(data) - len(data.translate(None, _SPACE))
     punctuation = len(data) - len(data.translate(None, _PUNCTUATION))
@@ -87,7 +86,7 @@ def weigh_answer(answer: object) -> int:
     Of SDK objects only the fields that hold those are read, and events that repeat what came before are passed over.
     """
     kind = field(answer, "type")
-    if isinstance(kind, str) and _repeats(kind, answer):
+    if issubclass(type(kind), str) and _repeats(kind, answer):
         return 0
     return sum(map(weigh_text, _texts((answer,), _TEXT_FIELDS)))
 
@@ -134,12 +133,13 @@ def _texts(values: Iterable[object], names: frozenset[str] | None) -> Iterator[s
             continue
         seen.add(id(value))
         before = len(todo)
+        price = 1 if kind is dict or kind is list or kind is tuple else _FOREIGN
         try:
-            most = room if kind in _BUILTIN else room // _FOREIGN
+            most = room // price
             todo.extend(islice(_inside(value, fields, outermost, depth + 1), most))
         except Exception:  # a foreign container may do anything; what cannot be read is no text
             pass
-        room -= (len(todo) - before + 1) * (1 if kind in _BUILTIN else _FOREIGN)
+        room -= (len(todo) - before + 1) * price
 
 
 def _inside(value: object, names: frozenset[str] | None, outermost: bool, depth: int) -> Iterable[_Part]:

@@ -29,9 +29,16 @@ Shape: TypeAlias = Callable[[Fields], Usage | None]
 
 
 @lru_cache(maxsize=1_024)
+def _is_mapping(kind: type) -> bool:
+    return issubclass(kind, Mapping)
+
+
 def is_mapping(kind: type) -> bool:
     """Whether objects of a type have items rather than attributes."""
-    return issubclass(kind, Mapping)
+    try:
+        return _is_mapping(kind)
+    except TypeError:  # a metaclass without a hash
+        return False
 
 
 def field(holder: Any, *names: str) -> Any:

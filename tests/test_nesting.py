@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import patch
 from weakref import ref
 
@@ -1061,25 +1061,25 @@ async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: Token
         assert live_calls() < before + 10
 
 
-def test_a_call_keeps_no_response_of_its_nested_calls_alive(budget: TokenBudget) -> None:
-    class Response:
-        usage: ClassVar = {"prompt_tokens": 1, "completion_tokens": 0}
+class Response:
+    def __init__(self) -> None:
+        self.usage = reply(5).usage
 
-    seen: list[ref[Response]] = []
 
-    def inner() -> object:
-        response = Response()
-        response.usage = dict(Response.usage)
-        seen.append(ref(response))
-        return response
+def test_rule_8_an_outer_call_knows_the_responses_of_nested_ones_and_keeps_none_alive(budget: TokenBudget) -> None:
+    ask = token_budget(budget, key="user", reserve=10)(lambda user: Response())
+    made: list[ref[Response]] = []
 
-    def outer() -> None:
-        for _ in range(20):
-            call(budget, inner)
-        assert not any(each() for each in seen)
+    @token_budget(budget, key="user", reserve=100)
+    def agent(user: str) -> Any:
+        made.extend(ref(ask(user)) for _ in range(10))
+        assert [response() for response in made] == [None] * 10
+        last = ask(user)
+        record_usage(last)
+        return last
 
-    call(budget, outer)
-    assert used(budget) == 20
+    agent("alice")
+    assert (open_holds(budget), used(budget)) == (0, 55)
 
 
 # Streams of which an outer call hands only some items on, and budgets that read in their own way.

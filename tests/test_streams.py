@@ -6,10 +6,12 @@ import asyncio
 import gc
 import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -671,6 +673,109 @@ def test_ten_thousand_async_generators_abandoned_without_a_loop_leave_no_hold() 
     for _ in range(10_000):
         talk.stream_async("alice")
     assert talk.settled() == 0
+
+
+class Slow:
+    """A budget and a stream that takes its time to clean up."""
+
+    def __init__(self) -> None:
+        self.budget = TokenBudget("1000/day")
+        self.cleaned_up = 0
+
+        @token_budget(self.budget, key="user", reserve=50)
+        async def stream(user: str) -> AsyncGenerator[str]:
+            try:
+                yield CHUNK
+            finally:
+                await asyncio.sleep(0)
+                self.cleaned_up += 1
+
+        self.stream = stream
+
+    def ended(self) -> tuple[int, int, int]:
+        """How many streams are open, were cleaned up, and what they were charged."""
+        return open_holds(self.budget), self.cleaned_up, used(self.budget)
+
+
+def test_rule_16_an_async_generator_called_outside_of_an_event_loop_is_closed_by_the_one_that_runs_it() -> None:
+    slow = Slow()
+    slow.stream("alice")
+    assert slow.ended() == (0, 0, 0)
+
+    async def leave(streams: list[Any]) -> None:
+        async for _ in streams.pop():
+            break
+        for _ in range(5):  # its loop closes it
+            await asyncio.sleep(0)
+
+    asyncio.run(leave([slow.stream("alice")]))
+    assert slow.ended() == (0, 1, 50)
+
+
+def test_rule_11_an_async_generator_that_no_event_loop_closes_is_settled_when_it_is_dropped() -> None:
+    slow = Slow()
+    items = slow.stream("alice")
+    with pytest.raises(StopIteration):
+        items.__anext__().__await__().__next__()
+    with silenced_unraisable():  # Python says that it was not closed
+        del items
+        gc.collect()
+    assert slow.ended() == (0, 0, 50)
+
+
+@contextmanager
+def silenced_unraisable() -> Iterator[None]:
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+async def test_rule_16_an_async_generator_that_dies_in_a_cycle_is_cleaned_up_by_its_loop() -> None:
+    slow = Slow()
+    cycle: list[Any] = [slow.stream("alice")]
+    cycle.append(cycle)
+    await anext(cycle[0])
+    del cycle
+    gc.collect()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert slow.ended() == (0, 1, 50)
+
+
+def test_an_exception_that_was_thrown_in_is_let_go_of() -> None:
+    talk = Talk()
+    made: list[ref[Thrown]] = []
+
+    def make() -> Thrown:
+        error = Thrown()
+        made.append(ref(error))
+        return error
+
+    def throw_in() -> None:
+        stream = talk.stream("alice")
+        next(stream)
+        with suppress(Thrown):
+            stream.throw(make())
+
+    async def throw_in_async() -> None:
+        stream = talk.stream_async("alice")
+        await anext(stream)
+        with suppress(Thrown):
+            await stream.athrow(make())
+
+    gc.disable()
+    try:
+        throw_in()
+        asyncio.run(throw_in_async())
+        assert [error() for error in made] == [None, None]
+    finally:
+        gc.enable()
+
+
+class Thrown(Exception):
+    pass
 
 
 def test_streams_keep_their_kind() -> None:
