@@ -31,7 +31,10 @@ try:
 except ImportError as error:
     raise ImportError("RedisStore needs redis-py: pip install 'quotalimit[redis]'") from error
 
-_pack: Callable[[tuple[Any, ...]], bytes] | None
+Words: TypeAlias = "tuple[str | bytes, ...]"
+"""A command. No number is among its words: hiredis crashes on one if a signal handler raises meanwhile."""
+
+_pack: Callable[[Words], bytes] | None
 try:
     from hiredis import pack_command as _pack
 except ImportError:  # slower, but not needed
@@ -58,7 +61,7 @@ class Send(NamedTuple):
     """What to say to a server. The time for a talk is that for all it says, unless it begins `anew`."""
 
     node: Node
-    words: tuple[Any, ...]
+    words: Words
     asking: bool = False
     anew: bool = False
 
@@ -76,6 +79,8 @@ class Links:
     def __init__(self, server: Any, timeout: float, cluster: bool | None) -> None:
         options = _from_url(server) if isinstance(server, str) else _from_client(server)
         self._kind: str = options.pop("kind")
+        if options.get("db"):
+            options["db"] = str(options["db"])  # a word, as redis-py sends it as it is
         self._options = options
         self._timeout = timeout
         self._cluster_wanted = cluster
@@ -158,7 +163,7 @@ class Links:
 
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes], *, anew: bool = False) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
-        words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        words: Words = ("EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)
         slot = key_slot(keys[0]) if self.cluster else 0
         node = self._slots.get(slot, self._home)
         asking = False
@@ -494,11 +499,11 @@ def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:
     return None
 
 
-def _packed(words: tuple[Any, ...]) -> bytes:
+def _packed(words: Words) -> bytes:
     """Words as a command, in the protocol of Redis."""
     if _pack is not None:
         return _pack(words)
-    written = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    written = [word if isinstance(word, bytes) else word.encode() for word in words]
     return b"*%d\r\n%b" % (len(written), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in written))
 
 

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hiredis
 import pytest
 import redis
 
 from quotalimit import (
     CalendarWindow,
+    Hold,
     MemoryStore,
     RateLimiter,
     RateLimitExceeded,
@@ -39,6 +41,7 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit.errors import InvalidLimit
+from quotalimit.stores import links
 from quotalimit.stores.redis import RedisStore
 from tests.helpers import reply
 
@@ -715,6 +718,37 @@ def test_a_unix_socket_and_a_password(own_server: Callable[..., servers.Server],
     with pytest.raises(StoreUnavailable) as failure:
         wrong.allow("alice")
     assert "wr0ng" not in str(failure.value)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_11_no_number_is_said_to_a_server_where_an_interrupt_would_crash(
+    url: str, prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hiredis ends the interpreter (SIGSEGV) if a signal handler raises while it packs an int."""
+    said: list[object] = []
+
+    def pack(words: tuple[Any, ...]) -> bytes:
+        said.extend(words)
+        return packed(words)
+
+    packed = hiredis.pack_command
+    monkeypatch.setattr(hiredis, "pack_command", pack)
+    monkeypatch.setattr(links, "_pack", pack)
+    store = RedisStore(url.replace("/0", "/3"), prefix=prefix, timeout=10)
+    budget = TokenBudget("10/hour", name="tokens", store=store)
+    with servers.server().client() as client:
+        client.script_flush()  # so that the script itself is said, too
+    said.clear()
+    hold = budget.reserve("alice", 5) if mode == "sync" else asyncio.run(_held(budget))
+    hold.settle(2)
+    store.flush()
+    assert {"EVALSHA", "EVAL", "3"} <= {word for word in said if isinstance(word, str)}
+    assert {type(word) for word in said} == {str, bytes}
+    store.close()
+
+
+async def _held(budget: TokenBudget) -> Hold:
+    return await budget.reserve_async("alice", 5)
 
 
 def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) -> None:
