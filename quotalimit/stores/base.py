@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
+from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, Key
 from quotalimit.stores.names import Names, Owner
 
@@ -186,6 +187,14 @@ def _no_gate(_key: Key) -> bool:
 
 def _no_gates(_keys: Sequence[Key], _charges: list[Charge]) -> bool:
     return False
+
+
+def reentered() -> StoreUnavailable:
+    """What to tell a call that comes in the middle of another of its own thread, whose lock it would wait for."""
+    return StoreUnavailable(
+        "a finalizer or a signal handler made a limited call, or a peek or reset, while its thread was in the middle "
+        "of counting another: let it only note what is to be done, and call later"
+    )
 
 
 def checked_max_keys(max_keys: int) -> int:

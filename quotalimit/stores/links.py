@@ -34,7 +34,7 @@ except ImportError as error:
 Words: TypeAlias = "tuple[str | bytes, ...]"
 """A command. No number is among its words: hiredis crashes on one if a signal handler raises meanwhile."""
 
-_pack: Callable[[Words], bytes] | None
+_pack: Callable[[tuple[Any, ...]], bytes] | None
 try:
     from hiredis import pack_command as _pack
 except ImportError:  # slower, but not needed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from quotalimit import clock
@@ -12,7 +12,7 @@ from quotalimit.algorithms.base import Algorithm
 from quotalimit.decision import Decision
 from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, encode
-from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, checked_max_keys, decide
+from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, checked_max_keys, decide, reentered
 from quotalimit.stores.charges import OpenCharges
 from quotalimit.stores.names import Owner
 from quotalimit.stores.outage import Outage
@@ -117,7 +117,8 @@ class SharedStore(Store):
         self._max_keys = checked_max_keys(max_keys)
         self._spare = on_unavailable if isinstance(on_unavailable, Store) else None
         self._raises = on_unavailable == "raise"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._settlements = Settlements()
         self._places: list[SharedCounts] = []
         self._outage = self._make_outage()
@@ -223,7 +224,7 @@ class SharedStore(Store):
         """Wait until all that was settled is written. While the store is down it is kept, and tried again."""
         if self._spare is not None:
             self._spare.flush()
-        if self.behind:
+        if self.behind and not self._is_mine():  # else this is a finalizer's, and the next call writes
             try:
                 self._put(Question(self._timeout))
             except StoreUnavailable as error:
@@ -269,13 +270,17 @@ class SharedStore(Store):
         return Outage("calls are admitted uncharged" if self._spare is None else f"{self._spare!r} is asked instead")
 
     def _put(self, question: Question) -> Answer:
-        """Ask the store, unless it failed a moment ago."""
+        """Ask the store, unless it failed a moment ago, or this is the work of a finalizer in the middle of a call."""
+        if self._is_mine():
+            raise reentered()
         with self._outage:
             answer = self._ask(question)
         return self._answered(answer)
 
     async def _put_async(self, question: Question) -> Answer:
         """The twin of `_put`."""
+        if self._is_mine():
+            raise reentered()
         with self._outage:
             answer = await self._ask_async(question)
         return self._answered(answer)
