@@ -50,8 +50,15 @@ _MOST_CONNECTIONS: Final = 64
 _TURNS: Final = 4
 """In which a time-out passes on an event loop. What blocks the loop, however long, takes one."""
 
-_DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name", "credential_provider")
-"""What of a client's options says where the server is and who asks; time-outs and retries are the store's own."""
+_DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name")
+"""What of a client's or a URL's options says where the server is and who asks, with those that begin with `ssl_`."""
+
+_OWN: Final = (
+    *("decode_responses", "encoding", "encoding_errors", "legacy_responses", "protocol", "lib_name", "lib_version"),
+    *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size", "timeout", "max_connections"),
+    *("retry_on_timeout", "retry_on_error", "health_check_interval"),
+)
+"""What of a URL's options is passed over: how the server is read, waited for and tried again is the store's own."""
 
 Node: TypeAlias = tuple[str, int]
 """A server of a cluster."""
@@ -559,6 +566,10 @@ def _from_url(url: str) -> dict[str, Any]:
     kind = options.pop("connection_class", redis.connection.Connection)
     if url.startswith("rediss://") and options.get("ssl_cert_reqs") != "none":
         options.setdefault("ssl_check_hostname", True)  # redis-py did not look at the name before version 6
+    options = {name: option for name, option in options.items() if name not in _OWN}
+    for name in options:
+        if not _describes(name) or name not in _options_taken(kind):
+            raise ValueError(f"a RedisStore cannot do what {name}= asks for in such a URL: leave it out")
     return {**options, "kind": kind.__name__}
 
 
@@ -579,8 +590,12 @@ def _from_client(client: Any) -> dict[str, Any]:
         kind = "SSLConnection"
     if kind not in ("Connection", "SSLConnection", "UnixDomainSocketConnection"):
         raise TypeError(f"RedisStore cannot make connections like the client's {kind}: give it the server's URL")
-    options = {name: given[name] for name in given if name in _DESCRIBING or name.startswith("ssl_")}
+    options = {name: given[name] for name in given if _describes(name) or name == "credential_provider"}
     return {**{name: option for name, option in options.items() if option is not None}, "kind": kind}
+
+
+def _describes(name: str) -> bool:
+    return name in _DESCRIBING or name.startswith("ssl_")
 
 
 @cache

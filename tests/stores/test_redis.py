@@ -43,6 +43,7 @@ from quotalimit import (
 from quotalimit.errors import InvalidLimit
 from quotalimit.stores import links
 from quotalimit.stores.redis import RedisStore
+from quotalimit.stores.writer import WRITER
 from tests.helpers import reply
 
 from . import servers
@@ -786,6 +787,42 @@ def test_connections_are_opened_without_compiling(store: RedisStore, monkeypatch
         asyncio.run(limiter.acquire_async("alice"))
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("decode_responses=true", "encoding=latin-1", "encoding_errors=ignore", "protocol=3", "max_connections=1"),
+        *("socket_timeout=9", "socket_keepalive=true", "socket_read_size=1", "health_check_interval=1", "timeout=3"),
+        *("retry_on_timeout=true", "retry_on_error=ConnectionError", "lib_name=x", "client_name=x", "db=3"),
+    ],
+)
+def test_rule_11_a_url_may_say_what_the_store_does_its_own_way(url: str, prefix: str, option: str) -> None:
+    """What is read the wrong way would be charged, and the call would fail."""
+    store = RedisStore(f"{url.removesuffix('/0')}?{option}", prefix=prefix, timeout=10)
+    budget = TokenBudget("10/hour", name="tokens", store=store)
+    budget.charge("alice", 2)
+    asyncio.run(budget.charge_async("alice", 3))
+    assert budget.peek("alice").used == 5
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("parser_class", "encoder_class", "command_packer", "credential_provider", "redis_connect_func", "retry"),
+        *("socket_type", "maint_notifications_config", "event_dispatcher", "driver_info", "path", "decode_response"),
+    ],
+)
+def test_what_a_url_asks_for_that_cannot_be_done_is_refused_by_name(option: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot do what {option}= asks for") as refusal:
+        RedisStore(f"redis://:s3cret@localhost?{option}=1")
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_what_only_tls_can_do_is_refused_without() -> None:
+    with pytest.raises(ValueError, match="ssl_cert_reqs"):
+        RedisStore("redis://localhost?ssl_cert_reqs=required")
+
+
 @pytest.mark.parametrize("hello", [b"redis", b"valkey"])
 def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [b"server", hello, b"version", b"6.2.1" if hello == b"redis" else b"7.2.4", b"mode", b"standalone"]
@@ -807,8 +844,11 @@ def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monke
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+    known = set(WRITER.known)
+    with pytest.raises(error, match=says) as refusal:
         RedisStore(**{"server": "redis://localhost", **arguments})
+    assert set(WRITER.known) == known, "at the exit, the writer closes what it knows, be it made or half made"
+    del refusal
 
 
 def test_without_redis_py_it_is_said_what_to_install() -> None:
