@@ -180,6 +180,7 @@ class Links:
             except NoScriptError:
                 words = ("EVAL", script.source, *words[2:])
             except ResponseError as error:
+                _cut_words(error)
                 redirected = _redirected(error, node)
                 if redirected is None:
                     raise self._failed(node, error) from error
@@ -504,6 +505,11 @@ def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:
         host, _, port = words[2].rpartition(":")
         return (host or node[0], int(port)), words[0] == "ASK"
     return None
+
+
+def _cut_words(error: ResponseError) -> None:
+    """Cut off what a server repeats of a command that it does not know: keys are identities, which no log may show."""
+    error.args = (str(error).partition(", with args beginning with")[0],)
 
 
 def _packed(words: Words) -> bytes:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -527,6 +528,24 @@ def test_a_server_without_persistence_starts_anew_after_a_kill(
     assert [limiter.allow("alice") for _ in range(2)] == [True, False]
     assert budget.peek("alice").used == 0
     store.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_no_identity_is_told_where_the_server_repeats_a_command_that_it_does_not_know(
+    own_server: Callable[..., servers.Server], prefix: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "alice@example.com"
+    server = own_server("--rename-command", "EVALSHA", "")
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("5/hour", name="chat", store=store)
+    for _ in range(2):  # the second is told what befell the first
+        with pytest.raises(StoreUnavailable, match=r"unknown command 'EVALSHA'$") as failure:
+            limiter.acquire(key) if mode == "sync" else asyncio.run(limiter.acquire_async(key))
+        assert key not in "".join(traceback.format_exception(failure.value))
+    admitting = RedisStore(server.url, prefix=prefix, timeout=10, on_unavailable="allow")
+    assert RateLimiter("5/hour", name="chat", store=admitting).allow(key)
+    assert "unknown command" in caplog.text
+    assert key not in caplog.text
 
 
 class Wire:
