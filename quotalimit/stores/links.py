@@ -374,9 +374,14 @@ class LoopLinks:
     def close_soon(self) -> None:
         """Have the loop close the connections, if it still runs."""
         try:
-            self._loop.call_soon_threadsafe(lambda: self.finish(self._closing.aclose()))
+            self._loop.call_soon_threadsafe(self._close)
         except RuntimeError:
             self.abandon_if_closed()
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.finish(self._closing.aclose())
 
     def abandon_if_closed(self) -> None:
         """Let go of the connections of a loop that was closed without shutting down."""

@@ -671,6 +671,24 @@ async def test_a_store_that_is_closed_under_way_lets_each_call_end_and_keeps_no_
         await asyncio.to_thread(servers.until, lambda: len(client.client_list()) == 1)
 
 
+async def test_a_store_may_be_closed_again_while_it_closes(store: RedisStore) -> None:
+    """Without a word of an exception that nobody retrieved."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    for _ in range(2):
+        await limiter.acquire_async("alice")
+        links = store._links._loops[loop]
+        for _ in range(3):
+            store.close()
+        while store._links._loops.get(loop) is links or links._unfinished:
+            await asyncio.sleep(0)
+        gc.collect()
+    assert told == []
+    assert (await limiter.peek_async("alice")).used == 2
+
+
 async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server: Any) -> None:
     limiter = RateLimiter("9/hour", name="chat", store=store)
     budget = TokenBudget("1_000/day", name="tokens", store=store)
