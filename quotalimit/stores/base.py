@@ -115,6 +115,9 @@ class Store(ABC):
     shared: ClassVar[bool]
     """Whether counts are those of other processes too, so that a name must say everywhere whose they are."""
 
+    spare: Store | None = None
+    """The store that is asked while this one cannot answer."""
+
     def __init__(self) -> None:
         self.lines: Lines = LINES
         """The calls of this process that wait for room."""
@@ -187,6 +190,13 @@ def _no_gate(_key: Key) -> bool:
 
 def _no_gates(_keys: Sequence[Key], _charges: list[Charge]) -> bool:
     return False
+
+
+def checked_store(store: Store) -> Store:
+    """What is given as a store. Raises `TypeError` for what is none."""
+    if not isinstance(store, Store):
+        raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+    return store
 
 
 def reentered() -> StoreUnavailable:
