@@ -16,7 +16,7 @@ from quotalimit.errors import InvalidLimit, LimitExceeded, RateLimitExceeded, To
 from quotalimit.events import Kind, events_of, listeners, tell
 from quotalimit.keys import Identity, Key, identify
 from quotalimit.rate import SECOND, Rate
-from quotalimit.stores.base import Answer, Claim, Counts, Store
+from quotalimit.stores.base import Answer, Claim, Counts, Store, checked_store
 from quotalimit.stores.default import follow
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class Limiter:
     ) -> None:
         if name is not None and (not isinstance(name, str) or not name):
             raise ValueError(f"name must be text, not {name!r}")
-        if store is not None and not isinstance(store, Store):
-            raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+        if store is not None:
+            checked_store(store)
         self.limits = limits
         self.tiers = tiers
         self.named = name is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -19,7 +19,7 @@ from quotalimit._waiting import LINES
 from quotalimit.decorators import limiters_of
 from quotalimit.keys import Key
 from quotalimit.limiters import Limiter, RateLimiter, TokenBudget
-from quotalimit.stores.base import Claim, Counts, Store
+from quotalimit.stores.base import Claim, Counts, Store, checked_store
 from quotalimit.stores.default import replace_default
 from quotalimit.stores.memory import MemoryStore
 
@@ -103,6 +103,7 @@ def use_store(store: Store, *limited: Limited) -> Generator[Store]:
 
     A limiter that was given a store of its own is moved only where it is named.
     """
+    checked_store(store)
     limiters = list(dict.fromkeys(_limiters(limited)))  # what is named twice is moved once, and so moved back
     before = [limiter.use(store) for limiter in limiters]
     default = None if limited else replace_default(store)
@@ -141,7 +142,9 @@ def assert_no_holds(*limited: Limited | Store) -> None:
                 _assert_none_open(store, store.names.all_of(limiter))
 
 
-def _assert_none_open(store: Store, places: Iterable[Counts]) -> None:
+def _assert_none_open(store: Store, places: Sequence[Counts]) -> None:
+    if store.spare is not None:
+        _assert_none_open(store.spare, [counts.spare for counts in places])
     for counts in places:
         for charge in counts.open.all():  # whoever asks the store next settles what came late
             store.peek([Claim(counts, charge.identity, charge.limit, 1, 0, False)])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from quotalimit import (
+    Hold,
+    MemoryStore,
     RateLimiter,
     RateLimitExceeded,
     SlidingWindow,
+    Store,
     StoreUnavailable,
     TokenBudget,
     clock,
@@ -21,9 +28,15 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit._waiting import LINES, ThreadBell, Waiter
-from quotalimit.stores.base import Claim
+from quotalimit.stores.base import Charge, Claim
+from quotalimit.stores.shared import SharedCounts
+from quotalimit.stores.sqlite import SQLiteStore
+from quotalimit.testing import use_store
 
+from .conftest import STORES
 from .helpers import open_holds, used
+
+T = TypeVar("T")
 
 Interrupt = Callable[[Callable[[], object]], None]
 
@@ -195,3 +208,103 @@ def test_rule_6_a_call_in_the_middle_of_asking_who_waits_never_hangs(monkeypatch
         LINES.leave(waiter)
     assert asked == [False, True]
     assert not LINES
+
+
+# Stores that processes share
+
+
+@pytest.fixture(params=[name for name in STORES if name != "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with STORES[request.param](tmp_path) as place:
+        yield place.make()
+
+
+@pytest.fixture
+def interrupt_notes(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
+    """Lets something run in the middle of the next call that holds: where a shared store notes what is open."""
+    real = SharedCounts.opened
+
+    def interrupt(run: Callable[[], object]) -> None:
+        def opened(counts: SharedCounts, charge: Charge) -> None:
+            monkeypatch.setattr(SharedCounts, "opened", real)  # once
+            run()
+            real(counts, charge)
+
+        monkeypatch.setattr(SharedCounts, "opened", opened)
+
+    return interrupt
+
+
+def in_time(act: Callable[[], T]) -> T:
+    """What something returns, which must not hang."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result(20)
+
+
+async def hold(budget: TokenBudget) -> Hold:
+    return await budget.reserve_async("alice", 5)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("act", ["peek", "reset", "acquire"])
+def test_rule_5_what_is_asked_in_the_middle_of_a_call_on_a_shared_store_is_told_so_at_once(
+    store: Store, interrupt_notes: Interrupt, act: str, mode: str
+) -> None:
+    """And the store is not taken for one that is down: the next call is answered."""
+    limiter = RateLimiter("5/hour", name="rate", store=store)
+    budget = TokenBudget("100/hour", name="tokens", store=store)
+    told: list[StoreUnavailable] = []
+
+    def ask() -> None:
+        try:
+            getattr(limiter, act)("alice")
+        except StoreUnavailable as error:
+            told.append(error)
+
+    interrupt_notes(ask)
+    taken = in_time(lambda: budget.reserve("alice", 5) if mode == "sync" else asyncio.run(hold(budget)))
+    assert ["call later" in str(error) for error in told] == [True]
+    assert used(budget) == 5
+    taken.settle(3)
+    assert used(limiter) == 0
+    assert used(budget) == 3
+
+
+def test_rule_11_a_call_that_ends_in_the_middle_of_another_on_a_shared_store_is_settled_after_it(
+    store: Store, interrupt_notes: Interrupt, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = TokenBudget("100/hour", name="tokens", store=store)
+    earlier = budget.reserve("alice", 50).__enter__()
+
+    def end() -> None:
+        earlier.settle(7)
+        earlier.__exit__(None, None, None)
+
+    interrupt_notes(end)
+    taken = in_time(lambda: budget.reserve("alice", 5))
+    assert used(budget) == 12
+    taken.settle(0)
+    assert not caplog.records
+
+
+def test_rule_24_a_call_in_the_middle_of_another_is_what_the_store_says_of_those_it_cannot_answer(
+    tmp_path: Path, interrupt_notes: Interrupt
+) -> None:
+    spare = MemoryStore()
+    store = SQLiteStore(tmp_path / "counts.db", on_unavailable=spare)
+    limiter = RateLimiter("5/hour", name="rate", store=store)
+    budget = TokenBudget("100/hour", name="tokens", store=store)
+    interrupt_notes(lambda: limiter.acquire("alice"))
+    in_time(lambda: budget.reserve("alice", 5)).settle(5)
+    assert used(limiter) == 0
+    with use_store(spare, limiter):
+        assert used(limiter) == 1
+    store.close()

@@ -10,6 +10,7 @@ import textwrap
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from quotalimit import (
 )
 from quotalimit import clock as library_clock
 from quotalimit._waiting import LINES
+from quotalimit.stores.sqlite import SQLiteStore
 from quotalimit.testing import Clock, assert_no_holds, exhaust, fake_response, fake_stream, use_store
 from tests.helpers import reply, used
 
@@ -176,6 +178,15 @@ def test_a_store_of_its_own_is_left_only_by_name(store: Store) -> None:
         pass
 
 
+@pytest.mark.parametrize("limited", [(), (chat,)])
+def test_use_store_refuses_what_is_no_store(limited: tuple[Any, ...], default_store: MemoryStore) -> None:
+    not_a_store: Any = "memory://"
+    with pytest.raises(TypeError, match="store must be a Store"), use_store(not_a_store, *limited):
+        pass
+    chat("alice")
+    assert limiters_of(chat)[0].bound().store is default_store
+
+
 def test_with_no_default_before_there_is_none_after() -> None:
     code = """
     import quotalimit, quotalimit.stores.default as default
@@ -259,6 +270,20 @@ def test_assert_no_holds_sees_what_is_open(store: Store) -> None:
     list(open_stream)
     hold.settle(3)
     assert_no_holds(budget, stream, store)
+
+
+def test_assert_no_holds_sees_what_is_open_on_the_store_that_is_asked_instead(tmp_path: Path) -> None:
+    spare = SQLiteStore(tmp_path / "spare.db", on_unavailable=MemoryStore())
+    store = SQLiteStore(tmp_path / "nowhere" / "counts.db", on_unavailable=spare)
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 5)
+    for place in (budget, store, spare):
+        with pytest.raises(AssertionError, match="tokens: 1 calls are still open, which hold 5 units"):
+            assert_no_holds(place)
+    hold.settle(3)
+    assert_no_holds(budget, store, spare)
+    store.close()
+    spare.close()
 
 
 def test_a_stream_that_is_garbage_holds_nothing() -> None:

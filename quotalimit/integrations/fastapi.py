@@ -104,6 +104,7 @@ class RateLimitMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 if seen:
+                    message.setdefault("headers", [])  # which an application may leave out
                     headers = http.rate_limit_headers(seen, x_ratelimit=self._x_ratelimit)
                     MutableHeaders(scope=message).update(headers)
             seen.clear()  # a stream may make many calls, whose headers are too late

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 from quotalimit._waiting import LINES, Lines
 from quotalimit.algorithms.base import Algorithm, Mark, State
 from quotalimit.decision import Decision, Reason
+from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, Key
 from quotalimit.stores.names import Names, Owner
 
@@ -124,6 +125,9 @@ class Store(ABC):
     shared: ClassVar[bool]
     """Whether counts are those of other processes too, so that a name must say everywhere whose they are."""
 
+    spare: Store | None = None
+    """The store that is asked while this one cannot answer."""
+
     def __init__(self) -> None:
         self.lines: Lines = LINES
         """The calls of this process that wait for room."""
@@ -196,6 +200,21 @@ def _no_gate(_key: Key) -> bool:
 
 def _no_gates(_keys: Sequence[Key], _charges: list[Charge]) -> bool:
     return False
+
+
+def checked_store(store: Store) -> Store:
+    """What is given as a store. Raises `TypeError` for what is none."""
+    if not isinstance(store, Store):
+        raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
+    return store
+
+
+def reentered() -> StoreUnavailable:
+    """What to tell a call that comes in the middle of another of its own thread, whose lock it would wait for."""
+    return StoreUnavailable(
+        "a finalizer or a signal handler made a limited call, or a peek or reset, while its thread was in the middle "
+        "of counting another: let it only note what is to be done, and call later"
+    )
 
 
 def checked_max_keys(max_keys: int) -> int:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
 from quotalimit._forks import in_child, let_go
-from quotalimit.stores.base import Store
+from quotalimit.stores.base import Store, checked_store
 from quotalimit.stores.memory import MemoryStore
 
 
@@ -31,9 +31,7 @@ def configure(*, store: Store) -> None:
 
     A limiter that was called before starts with the new store's counts at its next call.
     """
-    if not isinstance(store, Store):
-        raise TypeError(f"store must be a Store such as MemoryStore(), not {store!r}")
-    replace_default(store)
+    replace_default(checked_store(store))
 
 
 def replace_default(store: Store | None) -> Store | None:

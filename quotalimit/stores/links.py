@@ -31,6 +31,9 @@ try:
 except ImportError as error:
     raise ImportError("RedisStore needs redis-py: pip install 'quotalimit[redis]'") from error
 
+Words: TypeAlias = "tuple[str | bytes, ...]"
+"""A command. No number is among its words: hiredis crashes on one if a signal handler raises meanwhile."""
+
 _pack: Callable[[tuple[Any, ...]], bytes] | None
 try:
     from hiredis import pack_command as _pack
@@ -47,8 +50,15 @@ _MOST_CONNECTIONS: Final = 64
 _TURNS: Final = 4
 """In which a time-out passes on an event loop. What blocks the loop, however long, takes one."""
 
-_DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name", "credential_provider")
-"""What of a client's options says where the server is and who asks; time-outs and retries are the store's own."""
+_DESCRIBING: Final = ("host", "port", "db", "username", "password", "path", "client_name")
+"""What of a client's or a URL's options says where the server is and who asks, with those that begin with `ssl_`."""
+
+_OWN: Final = (
+    *("decode_responses", "encoding", "encoding_errors", "legacy_responses", "protocol", "lib_name", "lib_version"),
+    *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size", "timeout", "max_connections"),
+    *("retry_on_timeout", "retry_on_error", "health_check_interval"),
+)
+"""What of a URL's options is passed over: how the server is read, waited for and tried again is the store's own."""
 
 Node: TypeAlias = tuple[str, int]
 """A server of a cluster."""
@@ -58,7 +68,7 @@ class Send(NamedTuple):
     """What to say to a server. The time for a talk is that for all it says, unless it begins `anew`."""
 
     node: Node
-    words: tuple[Any, ...]
+    words: Words
     asking: bool = False
     anew: bool = False
 
@@ -76,6 +86,8 @@ class Links:
     def __init__(self, server: Any, timeout: float, cluster: bool | None) -> None:
         options = _from_url(server) if isinstance(server, str) else _from_client(server)
         self._kind: str = options.pop("kind")
+        if options.get("db"):
+            options["db"] = str(options["db"])  # a word, as redis-py sends it as it is
         self._options = options
         self._timeout = timeout
         self._cluster_wanted = cluster
@@ -158,7 +170,7 @@ class Links:
 
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes], *, anew: bool = False) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
-        words: tuple[Any, ...] = ("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        words: Words = ("EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)
         slot = key_slot(keys[0]) if self.cluster else 0
         node = self._slots.get(slot, self._home)
         asking = False
@@ -168,6 +180,7 @@ class Links:
             except NoScriptError:
                 words = ("EVAL", script.source, *words[2:])
             except ResponseError as error:
+                _cut_words(error)
                 redirected = _redirected(error, node)
                 if redirected is None:
                     raise self._failed(node, error) from error
@@ -361,9 +374,14 @@ class LoopLinks:
     def close_soon(self) -> None:
         """Have the loop close the connections, if it still runs."""
         try:
-            self._loop.call_soon_threadsafe(lambda: self.finish(self._closing.aclose()))
+            self._loop.call_soon_threadsafe(self._close)
         except RuntimeError:
             self.abandon_if_closed()
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.finish(self._closing.aclose())
 
     def abandon_if_closed(self) -> None:
         """Let go of the connections of a loop that was closed without shutting down."""
@@ -494,11 +512,16 @@ def _redirected(error: ResponseError, node: Node) -> tuple[Node, bool] | None:
     return None
 
 
-def _packed(words: tuple[Any, ...]) -> bytes:
+def _cut_words(error: ResponseError) -> None:
+    """Cut off what a server repeats of a command that it does not know: keys are identities, which no log may show."""
+    error.args = (str(error).partition(", with args beginning with")[0],)
+
+
+def _packed(words: Words) -> bytes:
     """Words as a command, in the protocol of Redis."""
     if _pack is not None:
         return _pack(words)
-    written = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    written = [word if isinstance(word, bytes) else word.encode() for word in words]
     return b"*%d\r\n%b" % (len(written), b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in written))
 
 
@@ -554,6 +577,10 @@ def _from_url(url: str) -> dict[str, Any]:
     kind = options.pop("connection_class", redis.connection.Connection)
     if url.startswith("rediss://") and options.get("ssl_cert_reqs") != "none":
         options.setdefault("ssl_check_hostname", True)  # redis-py did not look at the name before version 6
+    options = {name: option for name, option in options.items() if name not in _OWN}
+    for name in options:
+        if not _describes(name) or name not in _options_taken(kind):
+            raise ValueError(f"a RedisStore cannot do what {name}= asks for in such a URL: leave it out")
     return {**options, "kind": kind.__name__}
 
 
@@ -574,8 +601,12 @@ def _from_client(client: Any) -> dict[str, Any]:
         kind = "SSLConnection"
     if kind not in ("Connection", "SSLConnection", "UnixDomainSocketConnection"):
         raise TypeError(f"RedisStore cannot make connections like the client's {kind}: give it the server's URL")
-    options = {name: given[name] for name in given if name in _DESCRIBING or name.startswith("ssl_")}
+    options = {name: given[name] for name in given if _describes(name) or name == "credential_provider"}
     return {**{name: option for name, option in options.items() if option is not None}, "kind": kind}
+
+
+def _describes(name: str) -> bool:
+    return name in _DESCRIBING or name.startswith("ssl_")
 
 
 @cache

@@ -11,10 +11,10 @@ from quotalimit._forks import let_go
 from quotalimit.algorithms.base import Algorithm, State
 from quotalimit.errors import StoreFull
 from quotalimit.keys import Identity
-from quotalimit.stores.base import Charge
+from quotalimit.stores.base import Charge, reentered
 from quotalimit.stores.charges import OpenCharges, close
 from quotalimit.stores.sharded_dict import ShardedDict
-from quotalimit.stores.stripes import if_free, reentered
+from quotalimit.stores.stripes import if_free
 
 _SWEEP: Final = 4
 """Retired states looked at in each call: more than can be added, so that no sweep ever pauses a call."""

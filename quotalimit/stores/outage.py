@@ -27,7 +27,7 @@ class Outage:
         self._error: StoreUnavailable | None = None
         self._try_at = 0.0
         self._said_kept = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer or a signal handler may call while its own thread does
 
     def __enter__(self) -> None:
         """Begin to ask the store. Raises `StoreUnavailable` if it failed a moment ago."""

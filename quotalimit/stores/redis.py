@@ -58,11 +58,11 @@ class RedisStore(SharedStore):
         cluster: bool | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(timeout=timeout, on_unavailable=on_unavailable, max_keys=sys.maxsize)
         if not isinstance(prefix, str) or not prefix or "{" in prefix or "}" in prefix:
             raise ValueError(f"prefix must be text without braces, which a cluster gives a meaning, not {prefix!r}")
         self._prefix = prefix.encode()
         self._links = Links(server, timeout, cluster)
+        super().__init__(timeout=timeout, on_unavailable=on_unavailable, max_keys=sys.maxsize)
         self._clock = clock
         self._ahead = 0
         """How far the server's clock is ahead of ours, as far as it mattered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from quotalimit import clock
@@ -12,7 +12,7 @@ from quotalimit.algorithms.base import Algorithm
 from quotalimit.decision import Decision
 from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity, encode
-from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, checked_max_keys, decide
+from quotalimit.stores.base import Answer, Charge, Claim, Counts, Store, checked_max_keys, decide, reentered
 from quotalimit.stores.charges import OpenCharges
 from quotalimit.stores.names import Owner
 from quotalimit.stores.outage import Outage
@@ -115,9 +115,10 @@ class SharedStore(Store):
             raise ValueError(f'on_unavailable must be "raise", "allow" or another store, not {on_unavailable!r}')
         self._timeout = timeout
         self._max_keys = checked_max_keys(max_keys)
-        self._spare = on_unavailable if isinstance(on_unavailable, Store) else None
+        self.spare = on_unavailable if isinstance(on_unavailable, Store) else None
         self._raises = on_unavailable == "raise"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._settlements = Settlements()
         self._places: list[SharedCounts] = []
         self._outage = self._make_outage()
@@ -141,9 +142,9 @@ class SharedStore(Store):
     def counts(self, owner: Owner, position: int, limit: Algorithm) -> SharedCounts:
         def make() -> SharedCounts:
             spare = None
-            if self._spare is not None:
-                self._spare.names.register(owner)
-                spare = self._spare.counts(owner, position, limit)
+            if self.spare is not None:
+                self.spare.names.register(owner)
+                spare = self.spare.counts(owner, position, limit)
             counts = SharedCounts(owner.name, position, limit, spare)
             self._places.append(counts)
             return counts
@@ -160,9 +161,9 @@ class SharedStore(Store):
         except StoreUnavailable:
             if self._raises:
                 raise
-        if self._spare is None:
+        if self.spare is None:
             return admit_uncharged(claims, report)
-        return from_spare(claims, self._spare.acquire(to_spare(claims), not_before=not_before, report=report))
+        return from_spare(claims, self.spare.acquire(to_spare(claims), not_before=not_before, report=report))
 
     async def acquire_async(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
         question = Question(self._timeout, claims, takes=True, not_before=not_before, report=report)
@@ -171,9 +172,9 @@ class SharedStore(Store):
         except StoreUnavailable:
             if self._raises:
                 raise
-        if self._spare is None:
+        if self.spare is None:
             return admit_uncharged(claims, report)
-        answer = await self._spare.acquire_async(to_spare(claims), not_before=not_before, report=report)
+        answer = await self.spare.acquire_async(to_spare(claims), not_before=not_before, report=report)
         return from_spare(claims, answer)
 
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
@@ -182,7 +183,7 @@ class SharedStore(Store):
         except StoreUnavailable:
             if self._raises:
                 raise
-        return admit_uncharged(claims, True).decisions if self._spare is None else self._spare.peek(to_spare(claims))
+        return admit_uncharged(claims, True).decisions if self.spare is None else self.spare.peek(to_spare(claims))
 
     async def peek_async(self, claims: Sequence[Claim]) -> list[Decision]:
         try:
@@ -190,20 +191,20 @@ class SharedStore(Store):
         except StoreUnavailable:
             if self._raises:
                 raise
-        if self._spare is None:
+        if self.spare is None:
             return admit_uncharged(claims, True).decisions
-        return await self._spare.peek_async(to_spare(claims))
+        return await self.spare.peek_async(to_spare(claims))
 
     def reset(self, places: Sequence[tuple[SharedCounts, Identity]]) -> None:
         """Forget what identities used. Raises `StoreUnavailable` whatever the store does else when it is down."""
-        if self._spare is not None:
-            self._spare.reset([(counts.spare, identity) for counts, identity in places])
+        if self.spare is not None:
+            self.spare.reset([(counts.spare, identity) for counts, identity in places])
         self._put(Question(self._timeout, resets=places))
         self._ring(places)
 
     async def reset_async(self, places: Sequence[tuple[SharedCounts, Identity]]) -> None:
-        if self._spare is not None:
-            await self._spare.reset_async([(counts.spare, identity) for counts, identity in places])
+        if self.spare is not None:
+            await self.spare.reset_async([(counts.spare, identity) for counts, identity in places])
         await self._put_async(Question(self._timeout, resets=places))
         self._ring(places)
 
@@ -211,8 +212,8 @@ class SharedStore(Store):
         for charge, used in settlements:
             if isinstance(charge, SpareCharge):
                 charge.open = False
-                assert self._spare is not None
-                self._spare.settle([(charge.inner, used)])
+                assert self.spare is not None
+                self.spare.settle([(charge.inner, used)])
             elif charge.open:
                 self._settlements.add(charge, used)
         WRITER.ring()
@@ -221,17 +222,17 @@ class SharedStore(Store):
 
     def flush(self) -> None:
         """Wait until all that was settled is written. While the store is down it is kept, and tried again."""
-        if self._spare is not None:
-            self._spare.flush()
-        if self.behind:
+        if self.spare is not None:
+            self.spare.flush()
+        if self.behind and not self._is_mine():  # else this is a finalizer's, and the next call writes
             try:
                 self._put(Question(self._timeout))
             except StoreUnavailable as error:
                 self._outage.say_kept(error)
 
     async def flush_async(self) -> None:
-        if self._spare is not None:
-            await self._spare.flush_async()
+        if self.spare is not None:
+            await self.spare.flush_async()
         if self.behind:
             try:
                 await self._put_async(Question(self._timeout))
@@ -266,16 +267,20 @@ class SharedStore(Store):
     def _make_outage(self) -> Outage:
         if self._raises:
             return Outage(None)
-        return Outage("calls are admitted uncharged" if self._spare is None else f"{self._spare!r} is asked instead")
+        return Outage("calls are admitted uncharged" if self.spare is None else f"{self.spare!r} is asked instead")
 
     def _put(self, question: Question) -> Answer:
-        """Ask the store, unless it failed a moment ago."""
+        """Ask the store, unless it failed a moment ago, or this is the work of a finalizer in the middle of a call."""
+        if self._is_mine():
+            raise reentered()
         with self._outage:
             answer = self._ask(question)
         return self._answered(answer)
 
     async def _put_async(self, question: Question) -> Answer:
         """The twin of `_put`."""
+        if self._is_mine():
+            raise reentered()
         with self._outage:
             answer = await self._ask_async(question)
         return self._answered(answer)

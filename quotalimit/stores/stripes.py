@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from quotalimit import clock
-from quotalimit.errors import StoreUnavailable
 from quotalimit.keys import Identity
-from quotalimit.stores.base import Charge
+from quotalimit.stores.base import Charge, reentered
 
 T = TypeVar("T")
 
@@ -75,10 +74,3 @@ def locked(stripes: Sequence[Stripe], do: Callable[[], T]) -> T:
         raise reentered()
     with stripes[0].lock:
         return do() if len(stripes) == 1 else locked(stripes[1:], do)
-
-
-def reentered() -> StoreUnavailable:
-    return StoreUnavailable(
-        "a finalizer or a signal handler made a limited call, or a peek or reset, while its thread was in the middle "
-        "of counting another: let it only note what is to be done, and call later"
-    )

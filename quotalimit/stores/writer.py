@@ -49,7 +49,7 @@ class Writer:
         self.known: WeakSet[Written] = WeakSet()
         """All stores of the process that wait for I/O."""
         self._watched: set[Written] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer or a signal handler may call while its own thread does
         self._bell = ThreadBell()
         self._thread: threading.Thread | None = None
         self._forking: list[Written] = []
@@ -82,7 +82,10 @@ class Writer:
 
     def _ends(self) -> bool:
         with self._lock:
-            self._watched = {store for store in self._watched if store.busy}
+            for store in tuple(self._watched):
+                self._watched.discard(store)
+                if store.busy:  # only now, so that what a finalizer begins to watch meanwhile stays
+                    self._watched.add(store)
             if self._watched:
                 return False
             self._thread = None

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.testclient import WebSocketDenialResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -344,6 +344,24 @@ def test_an_application_that_is_mounted_answers_for_itself() -> None:
     answers = [client.get("/inner/?user=alice") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 429]
     assert [limits(answer.headers) for answer in answers] == [{"one": {"r": 0, "t": 60}}] * 2
+
+
+@pytest.mark.parametrize("start", [{}, {"headers": ()}, {"headers": [(b"x-own", b"1")]}])
+def test_an_answer_of_any_application_tells_where_the_client_stands(start: dict[str, Any]) -> None:
+    """Also one that names no headers, as ASGI allows."""
+    limiter = RateLimiter("3/minute", name="raw")
+
+    async def raw(_scope: Scope, _receive: Receive, send: Send) -> None:
+        limiter.acquire("alice")
+        await send({"type": "http.response.start", "status": 200, **start})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    app = Starlette(routes=[Mount("/", raw)])
+    install(app)
+    answer = serve(app).get("/")
+    assert (answer.status_code, answer.text) == (200, "ok")
+    assert limits(answer.headers) == {"raw": {"r": 2, "t": 60}}
+    assert answer.headers.get("X-Own") == ("1" if start.get("headers") else None)
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -82,3 +83,20 @@ def test_listeners_are_told_of_the_first_failure_of_each_outage(heard: list[Even
         outage.begin(ERROR)
         assert [event.kind for event in heard] == ["store_failed"] * outages
         outage.end()
+
+
+@pytest.mark.parametrize("act", ["check", "begin", "end", "say_kept"])
+def test_rule_5_what_fails_in_the_middle_of_a_look_at_the_outage_never_hangs(time: SimpleNamespace, act: str) -> None:
+    """As the call of a finalizer, which may come anywhere."""
+    outage = Outage(None)
+    outage.begin(ERROR)
+
+    def nested() -> None:
+        with outage._lock:  # in which a finalizer may strike
+            getattr(outage, act)(*([ERROR] if act in ("begin", "say_kept") else []))
+
+    time.seconds += PAUSE
+    thread = threading.Thread(target=nested, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hiredis
 import pytest
 import redis
 
 from quotalimit import (
     CalendarWindow,
+    Hold,
     MemoryStore,
     RateLimiter,
     RateLimitExceeded,
@@ -39,7 +42,9 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit.errors import InvalidLimit
+from quotalimit.stores import links
 from quotalimit.stores.redis import RedisStore
+from quotalimit.stores.writer import WRITER
 from tests.helpers import reply
 
 from . import servers
@@ -525,6 +530,24 @@ def test_a_server_without_persistence_starts_anew_after_a_kill(
     store.close()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_no_identity_is_told_where_the_server_repeats_a_command_that_it_does_not_know(
+    own_server: Callable[..., servers.Server], prefix: str, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = "alice@example.com"
+    server = own_server("--rename-command", "EVALSHA", "")
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("5/hour", name="chat", store=store)
+    for _ in range(2):  # the second is told what befell the first
+        with pytest.raises(StoreUnavailable, match=r"unknown command 'EVALSHA'$") as failure:
+            limiter.acquire(key) if mode == "sync" else asyncio.run(limiter.acquire_async(key))
+        assert key not in "".join(traceback.format_exception(failure.value))
+    admitting = RedisStore(server.url, prefix=prefix, timeout=10, on_unavailable="allow")
+    assert RateLimiter("5/hour", name="chat", store=admitting).allow(key)
+    assert "unknown command" in caplog.text
+    assert key not in caplog.text
+
+
 class Wire:
     """A server between the store and Valkey that drops the connection instead of handing on a chosen reply."""
 
@@ -648,6 +671,24 @@ async def test_a_store_that_is_closed_under_way_lets_each_call_end_and_keeps_no_
         await asyncio.to_thread(servers.until, lambda: len(client.client_list()) == 1)
 
 
+async def test_a_store_may_be_closed_again_while_it_closes(store: RedisStore) -> None:
+    """Without a word of an exception that nobody retrieved."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    for _ in range(2):
+        await limiter.acquire_async("alice")
+        links = store._links._loops[loop]
+        for _ in range(3):
+            store.close()
+        while store._links._loops.get(loop) is links or links._unfinished:
+            await asyncio.sleep(0)
+        gc.collect()
+    assert told == []
+    assert (await limiter.peek_async("alice")).used == 2
+
+
 async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server: Any) -> None:
     limiter = RateLimiter("9/hour", name="chat", store=store)
     budget = TokenBudget("1_000/day", name="tokens", store=store)
@@ -717,6 +758,37 @@ def test_a_unix_socket_and_a_password(own_server: Callable[..., servers.Server],
     assert "wr0ng" not in str(failure.value)
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_11_no_number_is_said_to_a_server_where_an_interrupt_would_crash(
+    url: str, prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hiredis ends the interpreter (SIGSEGV) if a signal handler raises while it packs an int."""
+    said: list[object] = []
+
+    def pack(words: tuple[Any, ...]) -> bytes:
+        said.extend(words)
+        return packed(words)
+
+    packed = hiredis.pack_command
+    monkeypatch.setattr(hiredis, "pack_command", pack)
+    monkeypatch.setattr(links, "_pack", pack)
+    store = RedisStore(url.replace("/0", "/3"), prefix=prefix, timeout=10)
+    budget = TokenBudget("10/hour", name="tokens", store=store)
+    with servers.server().client() as client:
+        client.script_flush()  # so that the script itself is said, too
+    said.clear()
+    hold = budget.reserve("alice", 5) if mode == "sync" else asyncio.run(_held(budget))
+    hold.settle(2)
+    store.flush()
+    assert {"EVALSHA", "EVAL", "3"} <= {word for word in said if isinstance(word, str)}
+    assert {type(word) for word in said} == {str, bytes}
+    store.close()
+
+
+async def _held(budget: TokenBudget) -> Hold:
+    return await budget.reserve_async("alice", 5)
+
+
 def test_a_client_of_redis_py_says_where_the_server_is(url: str, prefix: str) -> None:
     port = servers.server().port
     node = servers.cluster().nodes[0].port
@@ -752,6 +824,42 @@ def test_connections_are_opened_without_compiling(store: RedisStore, monkeypatch
         asyncio.run(limiter.acquire_async("alice"))
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("decode_responses=true", "encoding=latin-1", "encoding_errors=ignore", "protocol=3", "max_connections=1"),
+        *("socket_timeout=9", "socket_keepalive=true", "socket_read_size=1", "health_check_interval=1", "timeout=3"),
+        *("retry_on_timeout=true", "retry_on_error=ConnectionError", "lib_name=x", "client_name=x", "db=3"),
+    ],
+)
+def test_rule_11_a_url_may_say_what_the_store_does_its_own_way(url: str, prefix: str, option: str) -> None:
+    """What is read the wrong way would be charged, and the call would fail."""
+    store = RedisStore(f"{url.removesuffix('/0')}?{option}", prefix=prefix, timeout=10)
+    budget = TokenBudget("10/hour", name="tokens", store=store)
+    budget.charge("alice", 2)
+    asyncio.run(budget.charge_async("alice", 3))
+    assert budget.peek("alice").used == 5
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("parser_class", "encoder_class", "command_packer", "credential_provider", "redis_connect_func", "retry"),
+        *("socket_type", "maint_notifications_config", "event_dispatcher", "driver_info", "path", "decode_response"),
+    ],
+)
+def test_what_a_url_asks_for_that_cannot_be_done_is_refused_by_name(option: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot do what {option}= asks for") as refusal:
+        RedisStore(f"redis://:s3cret@localhost?{option}=1")
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_what_only_tls_can_do_is_refused_without() -> None:
+    with pytest.raises(ValueError, match="ssl_cert_reqs"):
+        RedisStore("redis://localhost?ssl_cert_reqs=required")
+
+
 @pytest.mark.parametrize("hello", [b"redis", b"valkey"])
 def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [b"server", hello, b"version", b"6.2.1" if hello == b"redis" else b"7.2.4", b"mode", b"standalone"]
@@ -773,8 +881,11 @@ def test_a_server_that_is_too_old_is_refused_with_the_remedy(hello: bytes, monke
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+    known = set(WRITER.known)
+    with pytest.raises(error, match=says) as refusal:
         RedisStore(**{"server": "redis://localhost", **arguments})
+    assert set(WRITER.known) == known, "at the exit, the writer closes what it knows, be it made or half made"
+    del refusal
 
 
 def test_without_redis_py_it_is_said_what_to_install() -> None:
