@@ -101,6 +101,12 @@ class Database:
             if isinstance(error, sqlite3.Error):
                 raise self.explained(error) from error
 
+    def is_through(self) -> bool:
+        """Whether a transaction that was begun is committed. One that is still open is rolled back."""
+        if self._connection is not None and self._connection.in_transaction:
+            self.close()
+        return self._connection is not None
+
     def close(self) -> None:
         """Close the connection, if it is open. What was not committed is rolled back."""
         connection, self._connection = self._connection, None

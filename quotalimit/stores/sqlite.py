@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import starmap
@@ -104,17 +104,15 @@ class SQLiteStore(SharedStore):
 
     def _transact(self, question: Question) -> Answer:
         """Answer in one transaction, and write what was settled in the same. The store's lock is held."""
-        changes = self._settlements.take()
+        changes = self._settlements.due()
         answer = Answer(0)
         if not (changes or question.claims or question.resets):  # calls used just what they held
             return answer
+        full: StoreFull | None = None
+        begun = False
         try:
             self._database.begin(question.deadline)
-        except BaseException:
-            self._settlements.put_back(changes)
-            raise
-        full: StoreFull | None = None
-        try:
+            begun = True
             with self._database as file:
                 if self._opened != self._database.opened:
                     self._forget_file()
@@ -128,39 +126,44 @@ class SQLiteStore(SharedStore):
                     swept=self._swept,
                 )
                 try:
-                    self._answer(question, changes, rows, answer)
+                    self._answer(question, changes.values(), rows, answer)
                 except StoreFull as error:  # nothing is taken, but what was settled is written
                     full = error
                 rows.write()
                 rows.sweep()
                 self._swept = rows.swept
+            self._note(question, changes, answer)
         except BaseException as error:
-            self._settlements.put_back(changes)
+            if self._database.is_through() and begun:  # an interrupt came after the COMMIT
+                self._note(question, changes, answer)
+                raise
             for charge in answer.charges:
                 for lender, units in charge.borrowed.items():
                     lender.held += units
-            self._forget_file()
             if isinstance(error, (ValueError, struct.error)):
                 raise self._database.damaged(error) from error
             raise
+        if full is not None:
+            raise full
+        return answer
+
+    def _note(self, question: Question, changes: Iterable[int], answer: Answer) -> None:
+        """Note what was committed. It may be noted twice."""
         self._settlements.written(changes)
         for claim, charge in zip([claim for claim in question.claims if claim.holds], answer.charges, strict=False):
             claim.charge = charge
             charge.counts.opened(charge)
         for counts, identity in question.resets:
             counts.forget(identity)
-        if full is not None:
-            raise full
-        return answer
 
     def _forget_file(self) -> None:
-        """Forget what is known of the file: it was opened anew, or what was changed was not written."""
+        """Forget what is known of the file: it was opened anew, perhaps as what was changed could not be written."""
         self._opened = self._database.opened
         self._journals.clear()
         for counts in self._places:
             counts.slot = None
 
-    def _answer(self, question: Question, changes: Sequence[Change], rows: Rows, answer: Answer) -> None:
+    def _answer(self, question: Question, changes: Iterable[Change], rows: Rows, answer: Answer) -> None:
         for change in changes:
             row = rows.find(change.counts, change.identity, change.limit)
             if row.epoch == change.epoch:

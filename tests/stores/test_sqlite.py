@@ -32,6 +32,7 @@ from quotalimit import (
     rate_limited,
     store_from_url,
 )
+from quotalimit.stores.database import Database
 from quotalimit.stores.sqlite import SQLiteStore
 
 from ..helpers import used
@@ -124,7 +125,8 @@ def test_a_read_only_file_is_told_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     code = f"""if True:
         import os
-        from quotalimit.stores.sqlite import SQLiteStore
+        from quotalimit.stores.database import Database
+from quotalimit.stores.sqlite import SQLiteStore
         if os.geteuid() == 0:
             os.setuid(65534)
         SQLiteStore({str(directory / "counts.db")!r})"""
@@ -175,6 +177,26 @@ def test_rule_24_a_locked_file_raises_with_its_path_and_the_remedy(
     other.execute("COMMIT")
     with patch("quotalimit.clock.monotonic", return_value=10.0**9):
         assert limiter.acquire("alice").used == 2
+
+
+@pytest.mark.parametrize("step", ["begin", "__enter__", "__exit__"])
+def test_an_interrupt_around_a_transaction_leaves_the_file_to_others(
+    store: SQLiteStore, other: sqlite3.Connection, step: str
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    limiter.acquire("alice")
+    really = getattr(Database, step)
+
+    def interrupted(self: Database, *arguments: Any) -> None:
+        if step == "begin":
+            really(self, *arguments)
+        raise KeyboardInterrupt
+
+    with patch.object(Database, step, interrupted), pytest.raises(KeyboardInterrupt):
+        limiter.acquire("alice")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    assert limiter.acquire("alice").used == 2
 
 
 def test_a_store_can_be_made_while_the_file_is_locked(path: Path, other: sqlite3.Connection) -> None:
