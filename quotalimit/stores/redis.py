@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import count
 from operator import itemgetter
 from struct import Struct, unpack
 from typing import Any, Final, cast
@@ -66,7 +65,6 @@ class RedisStore(SharedStore):
         self._clock = clock
         self._ahead = 0
         """How far the server's clock is ahead of ours, as far as it mattered."""
-        self._serials = count(1)
         self._process = os.urandom(6).hex().encode()
         self._unsure: dict[int, Unsure] = {}
         """The changes that the server is not known to have made, by their serials."""
@@ -229,9 +227,9 @@ class RedisStore(SharedStore):
         The lock is held. Those that another call is about to write are among them where they concern what is asked:
         it may come second.
         """
-        for change in self._settlements.take():
-            serial = next(self._serials)
-            self._unsure[serial] = Unsure(serial, change)
+        for serial, change in self._settlements.due().items():
+            if serial not in self._unsure:
+                self._unsure[serial] = Unsure(serial, change)
         if not self._unsure:
             return []
         slots = {self._slot(identity) for _, identity in asked}
@@ -363,8 +361,8 @@ class RedisStore(SharedStore):
         with self._lock:
             for unsure in turn.due:
                 if not unsure.made and unsure.serial in self._unsure:
+                    self._settlements.written([unsure.serial])
                     unsure.made = True
-                    self._settlements.written([unsure.change])
         turn.due.clear()
 
     def _give_back(self, wants: Sequence[Want], question: Question) -> Talk[None]:
