@@ -47,6 +47,7 @@ class SQLiteStore(SharedStore):
         self._database = Database(Path(name).absolute(), timeout)
         self._journals = Journals()
         self._opened = 0
+        self._files = 0
         self._swept = 0
         self._threads: ThreadPoolExecutor | None = None
         finalize(self, self._database.close).atexit = False
@@ -162,6 +163,12 @@ class SQLiteStore(SharedStore):
         self._journals.clear()
         for counts in self._places:
             counts.slot = None
+        if self._files != self._database.files:  # what is held was taken in the file of before, and ended with it
+            self._files = self._database.files
+            self._settlements.forget()
+            for counts in self._places:
+                for identity in tuple(counts.open):
+                    counts.forget(identity)
 
     def _answer(self, question: Question, changes: Iterable[Change], rows: Rows, answer: Answer) -> None:
         for change in changes:

@@ -125,8 +125,7 @@ def test_a_read_only_file_is_told_at_once(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     code = f"""if True:
         import os
-        from quotalimit.stores.database import Database
-from quotalimit.stores.sqlite import SQLiteStore
+        from quotalimit.stores.sqlite import SQLiteStore
         if os.geteuid() == 0:
             os.setuid(65534)
         SQLiteStore({str(directory / "counts.db")!r})"""
@@ -161,6 +160,38 @@ def test_a_file_that_is_moved_away_and_made_anew_starts_anew(path: Path, store: 
     path.unlink()
     assert limiter.allow("alice")
     assert not limiter.allow("alice")
+
+
+@pytest.mark.parametrize("remedy", ["moved", "deleted"])
+def test_rule_5_all_who_counted_in_a_file_that_is_moved_away_count_in_the_new_one(
+    path: Path, store: SQLiteStore, remedy: str
+) -> None:
+    second = SQLiteStore(path)
+    limiters = [RateLimiter("5/day", name="calls", store=made) for made in (store, second)]
+    assert [limiter.acquire("alice").used for limiter in limiters] == [1, 2]
+    for number, file in enumerate(sorted(path.parent.iterdir())):
+        if remedy == "moved":
+            file.rename(path.parent / f"old-{number}")
+        else:
+            file.unlink()
+    assert sum(limiter.allow("alice") for limiter in limiters * 5) == 5
+    assert [used(limiter) for limiter in limiters] == [5, 5]
+    second.close()
+
+
+def test_rule_14_what_was_held_in_a_file_that_was_moved_away_gives_nothing_back_in_the_new_one(
+    path: Path, store: SQLiteStore
+) -> None:
+    budget = TokenBudget("1000/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 500)
+    settled = budget.reserve("alice", 100)
+    settled.settle(0)
+    for file in path.parent.iterdir():
+        file.unlink()
+    budget.charge("alice", 600)
+    hold.settle(10)
+    assert used(budget) == 600
+    assert not store.busy
 
 
 # The lock
