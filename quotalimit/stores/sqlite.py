@@ -70,15 +70,27 @@ class SQLiteStore(SharedStore):
         raise self._database.busy()
 
     async def _ask_async(self, question: Question) -> Answer:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
-        asked = self._threads.submit(self._ask, question)
+        asked = self._submit(question)
+        if asked is None:
+            return self._ask(question)
         try:
             return await asyncio.wrap_future(asked)
         except asyncio.CancelledError:
             if not asked.cancel():
                 asked.add_done_callback(partial(self._abandon, question))
             raise
+
+    def _submit(self, question: Question) -> Future[Answer] | None:
+        """Ask in the store's thread; None if the interpreter ends, where no thread can be had any more."""
+        while True:
+            threads = self._threads
+            if threads is None:  # two of them, if two are made at once, do no harm
+                self._threads = threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
+            try:
+                return threads.submit(self._ask, question)
+            except RuntimeError:
+                if self._threads is threads:  # else the store was closed meanwhile
+                    return None
 
     def _abandon(self, question: Question, asked: Future[Answer]) -> None:
         """Undo what was done for a call that was cancelled while the file was asked."""

@@ -288,6 +288,35 @@ def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> N
     assert used(limiter) == 7
 
 
+async def test_a_store_that_is_closed_just_as_a_task_asks_answers_it(store: SQLiteStore) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    really = ThreadPoolExecutor.submit
+
+    def submit(self: ThreadPoolExecutor, *work: Any) -> Any:
+        patched.stop()
+        store.close()
+        return really(self, *work)
+
+    patched = patch.object(ThreadPoolExecutor, "submit", submit)
+    patched.start()
+    assert (await limiter.acquire_async("alice")).used == 2
+
+
+def test_tasks_may_call_as_the_interpreter_ends(tmp_path: Path) -> None:
+    program = """if True:
+        import asyncio, atexit, sys
+        from quotalimit import RateLimiter, store_from_url
+
+        limiter = RateLimiter("5/day", name="calls", store=store_from_url(sys.argv[1]))
+        atexit.register(lambda: print(asyncio.run(limiter.acquire_async("alice")).used))
+        asyncio.run(limiter.acquire_async("alice"))
+    """
+    command = [sys.executable, "-W", "error", "-c", program, f"sqlite:///{tmp_path}/counts.db"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("2\n", "")
+
+
 def test_a_call_that_used_just_what_it_held_asks_the_file_once(store: SQLiteStore, other: sqlite3.Connection) -> None:
     @rate_limited("5/day", key="user", refund_on=ConnectionError, name="calls", store=store)
     def call(user: str) -> None: ...
