@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import struct
 from collections.abc import Iterable
@@ -50,6 +51,8 @@ class SQLiteStore(SharedStore):
         self._files = 0
         self._swept = 0
         self._threads: ThreadPoolExecutor | None = None
+        self._failed = -math.inf, StoreUnavailable()
+        """When a question of a task failed last, and how."""
         finalize(self, self._database.close).atexit = False
         try:
             self._database.check()
@@ -87,10 +90,25 @@ class SQLiteStore(SharedStore):
             if threads is None:  # two of them, if two are made at once, do no harm
                 self._threads = threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
             try:
-                return threads.submit(self._ask, question)
+                return threads.submit(self._ask_in_turn, question)
             except RuntimeError:
                 if self._threads is threads:  # else the store was closed meanwhile
                     return None
+
+    def _ask_in_turn(self, question: Question) -> Answer:
+        """Ask with all of the time-out, for until now a question of a task has waited for others, not for the file.
+
+        One that waited while another failed has failed with it: together they wait no longer than each alone.
+        """
+        failed_at, failure = self._failed
+        if question.deadline - self._timeout < failed_at:
+            raise StoreUnavailable(*failure.args) from failure
+        question.deadline = clock.monotonic() + self._timeout
+        try:
+            return self._ask(question)
+        except StoreUnavailable as error:
+            self._failed = clock.monotonic(), error
+            raise
 
     def _abandon(self, question: Question, asked: Future[Answer]) -> None:
         """Undo what was done for a call that was cancelled while the file was asked."""

@@ -55,7 +55,7 @@ def store(path: Path) -> Iterator[SQLiteStore]:
 @pytest.fixture
 def other(path: Path, store: SQLiteStore) -> Iterator[sqlite3.Connection]:
     """Somebody else's connection to the file."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     yield connection
     connection.close()
 
@@ -248,6 +248,46 @@ async def test_the_event_loop_goes_on_while_the_file_is_locked(store: SQLiteStor
     other.execute("COMMIT")
     assert await call
     assert (await limiter.peek_async("alice")).used == 1
+
+
+async def test_rule_24_a_task_that_waited_for_others_still_has_its_time_for_the_file(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    limiter = RateLimiter("500/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    holder = threading.Timer(0.15, other.execute, ("COMMIT",))
+    executing, go_on = threading.Event(), threading.Event()
+
+    def others() -> None:
+        executing.set()
+        go_on.wait(30)
+
+    assert store._threads is not None
+    store._threads.submit(others)
+    executing.wait(30)
+    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    await asyncio.sleep(0.25)  # longer than the time-out
+    other.execute("BEGIN IMMEDIATE")
+    holder.start()
+    go_on.set()
+    assert (await call).used == 2
+    holder.join()
+
+
+async def test_rule_24_tasks_that_wait_for_a_locked_file_fail_together(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    limiter = RateLimiter("500/day", name="calls", store=store)
+    other.execute("BEGIN IMMEDIATE")
+    with patch.object(store._database, "begin", wraps=store._database.begin) as begin:
+        calls = [limiter.acquire_async("alice") for _ in range(50)]
+        failed = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(error) for error in failed} == {str(store._database.busy())}
+    assert {type(error) for error in failed} == {StoreUnavailable}
+    assert begin.call_count == 1
+    other.execute("COMMIT")
+    with patch("quotalimit.clock.monotonic", return_value=10.0**9):
+        assert (await limiter.acquire_async("alice")).used == 1
 
 
 @pytest.mark.parametrize("cost", [1, 3])
