@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import starmap
 from pathlib import Path
+from typing import Final
 from weakref import finalize
 
 from quotalimit import clock
@@ -22,6 +23,9 @@ from quotalimit.stores.journal import Journals
 from quotalimit.stores.rows import Row, Rows
 from quotalimit.stores.settlements import Change, SharedCharge
 from quotalimit.stores.shared import OnUnavailable, Question, SharedStore
+
+_NONSENSE: Final = (ValueError, TypeError, OverflowError, struct.error)
+"""What comes of contents that nobody has written: SQLite's columns hold values of any type."""
 
 
 class SQLiteStore(SharedStore):
@@ -171,7 +175,7 @@ class SQLiteStore(SharedStore):
             for charge in answer.charges:
                 for lender, units in charge.borrowed.items():
                     lender.held += units
-            if isinstance(error, (ValueError, struct.error)):
+            if isinstance(error, _NONSENSE):
                 raise self._database.damaged(error) from error
             raise
         if full is not None:

@@ -145,12 +145,53 @@ def test_a_damaged_file_is_told_when_it_is_seen(path: Path, store: SQLiteStore) 
         [limiter.acquire(number) for number in range(200)]
 
 
-def test_a_row_that_makes_no_sense_is_told(store: SQLiteStore, other: sqlite3.Connection) -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "states SET state = CAST('nonsense' AS BLOB)",
+        "states SET state = 'text'",
+        "states SET state = 7",
+        "states SET dated = 'text'",
+        "states SET idle_at = x'00'",
+        "states SET epoch = 'text'",
+        "states SET epoch = 9223372036854775807",
+        "states SET journal = 77, first = 0",
+        "counts SET keys = 'text'",
+    ],
+)
+def test_rule_24_a_row_that_makes_no_sense_is_told(
+    store: SQLiteStore, other: sqlite3.Connection, nonsense: str
+) -> None:
     limiter = RateLimiter("5/day", name="calls", store=store)
     limiter.acquire("alice")
-    other.execute("UPDATE states SET state = CAST('nonsense' AS BLOB)")
+    other.execute(f"UPDATE {nonsense}")
+    act = limiter.reset if "epoch" in nonsense else limiter.acquire
     with pytest.raises(StoreUnavailable, match="is damaged"):
-        limiter.acquire("alice")
+        act("bob" if "keys" in nonsense else "alice")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "states SET first = 'text'",
+        "snapshots SET state = 'text'",
+        "snapshots SET state = 7",
+        "snapshots SET journal = 77",
+        "chunks SET changes = 'text'",
+        "chunks SET changes = 7",
+        "chunks SET changes = x'00'",
+        "chunks SET number = number + 1",
+    ],
+)
+def test_rule_24_a_journal_that_makes_no_sense_is_told(
+    path: Path, store: SQLiteStore, other: sqlite3.Connection, nonsense: str
+) -> None:
+    entries(RateLimiter("1000/day", name="calls", store=store), 140)
+    other.execute(f"UPDATE {nonsense}")
+    second = SQLiteStore(path)
+    with pytest.raises(StoreUnavailable, match="is damaged"):
+        RateLimiter("1000/day", name="calls", store=second).acquire("alice")
+    second.close()
 
 
 def test_a_file_that_is_moved_away_and_made_anew_starts_anew(path: Path, store: SQLiteStore) -> None:
