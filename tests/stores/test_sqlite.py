@@ -235,6 +235,22 @@ def test_rule_14_what_was_held_in_a_file_that_was_moved_away_gives_nothing_back_
     assert not store.busy
 
 
+def test_rule_11_a_store_that_is_closed_writes_what_was_settled_though_the_last_call_failed(
+    path: Path, store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    budget = TokenBudget("1000/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 500)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable):
+        budget.charge("alice", 1)
+    other.execute("COMMIT")
+    hold.settle(10)
+    store.close()
+    second = SQLiteStore(path)
+    assert used(TokenBudget("1000/day", name="tokens", store=second)) == 10
+    second.close()
+
+
 # The lock
 
 
@@ -357,6 +373,21 @@ async def test_rule_2_a_call_that_is_cancelled_while_the_file_is_locked_charges_
     other.execute("COMMIT")
     assert (await limiter.peek_async("alice")).used == 0
     assert (await budget.peek_async("alice")).used == 0
+
+
+async def test_a_call_that_is_cancelled_and_then_fails_says_nothing(
+    store: SQLiteStore, other: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    other.execute("BEGIN IMMEDIATE")
+    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    assert [type(result) for result in await asyncio.gather(call, return_exceptions=True)] == [asyncio.CancelledError]
+    assert store._threads is not None
+    store._threads.shutdown()
+    assert not caplog.records
+    other.execute("COMMIT")
 
 
 def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> None:
