@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -496,6 +497,52 @@ def test_processes_that_take_turns_on_a_large_window_read_what_others_wrote(path
     assert used(RateLimiter("1_000/day", name="calls", store=third)) == 1_000
     second.close()
     third.close()
+
+
+def test_rule_5_processes_agree_on_a_large_window_whatever_was_done_to_it(path: Path, store: SQLiteStore) -> None:
+    """Charges, settlements and a clock that steps back are made again where others read them."""
+    second = SQLiteStore(path)
+    budgets = [TokenBudget(SlidingWindow("1M/day"), name="tokens", store=made) for made in (store, second)]
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for _ in range(120):
+            clock.shift(0.5)
+            budgets[0].charge("alice", 7)
+        expected = 120 * 7
+        for step in range(40):
+            acting, looking = budgets[step % 2], budgets[1 - step % 2]
+            with acting.reserve("alice", 25) as hold:
+                clock.shift(-3_600 if step % 7 == 5 else 1)
+                hold.settle(step)
+            expected += step
+            late = SQLiteStore(path)
+            decisions = [looking.peek("alice"), acting.peek("alice")]
+            decisions.append(TokenBudget(SlidingWindow("1M/day"), name="tokens", store=late).peek("alice"))
+            late.close()
+            assert {(seen.used, seen.reset_at) for seen in decisions} == {(expected, decisions[0].reset_at)}
+        clock.shift(86_400)
+        assert [used(budget) for budget in budgets] == [0, 0]
+    second.close()
+
+
+def test_a_file_has_the_changes_of_a_large_window_as_its_version_says(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    """Processes of other releases read them."""
+    budget = TokenBudget(SlidingWindow("1M/day"), name="tokens", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for _ in range(90):
+            clock.shift(1)
+            budget.charge("alice", 7)
+        with budget.reserve("alice", 25) as hold:
+            hold.settle(4)
+        clock.shift(-5)
+        budget.peek("alice")
+    (changes,) = other.execute("SELECT changes FROM chunks ORDER BY number DESC LIMIT 1").fetchone()
+    *_, taken, settled, redated = struct.iter_unpack("<Bqqq", changes)
+    at = 1_800_000_090_000_000
+    assert (taken[0], taken[1], taken[3]) == (1, at, 25)
+    assert (settled[0], settled[1], settled[3]) == (2, at, -21)
+    assert redated == (0, at - 5_000_000, 0, 0)
 
 
 def test_a_window_that_is_small_again_leaves_its_journal(store: SQLiteStore, other: sqlite3.Connection) -> None:
