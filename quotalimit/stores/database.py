@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -59,15 +60,20 @@ class Database:
         self.path = path
         self.opened = 0
         """How often the file was opened: what is known of its rows holds for one opening."""
+        self.files = 0
+        """How often another file was found at the path: what was taken in one means nothing to the next."""
         self._timeout = timeout
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     def begin(self, deadline: float) -> None:
         """Take the lock of the file, which keeps all others from writing. Raises `StoreUnavailable`."""
         try:
-            if self._connection is None:
-                self._connection = _insist(self._open, deadline)
-            _insist(partial(self._connection.execute, "BEGIN IMMEDIATE"), deadline)
+            self._begin(deadline)
+            if self._identify() != self._file:  # it was moved away, and others count in a new one
+                self.close()
+                self._file = None  # the new one may get the number of the old
+                self._begin(deadline)
         except (sqlite3.Error, OSError) as error:
             if not _is_lock(error):
                 self.close()
@@ -75,6 +81,11 @@ class Database:
         except BaseException:  # an interrupt: a transaction may have begun
             self.close()
             raise
+
+    def _begin(self, deadline: float) -> None:
+        if self._connection is None:
+            self._connection = _insist(self._open, deadline)
+        _insist(partial(self._connection.execute, "BEGIN IMMEDIATE"), deadline)
 
     def check(self) -> None:
         """Open the file if that can be done now. Raises `StoreUnavailable` for anything but a lock."""
@@ -100,6 +111,12 @@ class Database:
             self.close()  # which rolls back
             if isinstance(error, sqlite3.Error):
                 raise self.explained(error) from error
+
+    def is_through(self) -> bool:
+        """Whether a transaction that was begun is committed. One that is still open is rolled back."""
+        if self._connection is not None and self._connection.in_transaction:
+            self.close()
+        return self._connection is not None
 
     def close(self) -> None:
         """Close the connection, if it is open. What was not committed is rolled back."""
@@ -147,7 +164,19 @@ class Database:
             connection.close()
             raise
         self.opened += 1
+        found = self._identify()
+        if not tables or found != self._file:
+            self._file = found
+            self.files += 1
         return connection
+
+    def _identify(self) -> tuple[int, int] | None:
+        """Which file is at the path now; None if there is none."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def _insist(step: Callable[[], T], deadline: float) -> T:

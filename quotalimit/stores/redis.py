@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import count
 from operator import itemgetter
 from struct import Struct, unpack
 from typing import Any, Final, cast
@@ -66,7 +65,6 @@ class RedisStore(SharedStore):
         self._clock = clock
         self._ahead = 0
         """How far the server's clock is ahead of ours, as far as it mattered."""
-        self._serials = count(1)
         self._process = os.urandom(6).hex().encode()
         self._unsure: dict[int, Unsure] = {}
         """The changes that the server is not known to have made, by their serials."""
@@ -114,14 +112,16 @@ class RedisStore(SharedStore):
         if not asked:
             yield from self._write(question, answer)
             return answer
-        with self._lock:
-            due = self._due(asked)  # first, for it closes what was settled
-            wants = [Want(claim, place) for place, claim in enumerate(question.claims)]
-            if question.takes:
-                for want in wants:
-                    want.borrow()
+        due: list[Unsure] = []
+        wants: list[Want] = []
         admitted: list[Want] = []
         try:
+            with self._lock:
+                self._due(asked, due)  # first, for it closes what was settled
+                wants += [Want(claim, place) for place, claim in enumerate(question.claims)]
+                if question.takes:
+                    for want in wants:
+                        want.borrow()
             for turn in self._turns(wants, question.resets, due):
                 yield from self._ask_turn(turn, question, answer)
                 if answer.refusals:
@@ -203,9 +203,10 @@ class RedisStore(SharedStore):
 
     def _write(self, question: Question, answer: Answer) -> Talk[None]:
         """Write all that was settled. A node of a cluster that fails does not stop the others: it is left to rest."""
-        with self._lock:
-            due = self._due(())
+        due: list[Unsure] = []
         try:
+            with self._lock:
+                self._due((), due)
             turns = [(self._links.node_of(turn.journal), turn) for turn in self._turns((), (), due)]
             last: Node | None = None
             for node, turn in sorted(turns, key=itemgetter(0)):
@@ -223,28 +224,26 @@ class RedisStore(SharedStore):
         finally:
             self._land(due)
 
-    def _due(self, asked: Collection[tuple[SharedCounts, Identity]]) -> list[Unsure]:
-        """The changes to write ahead of what is asked, of the same slots of a cluster; all if nothing is.
+    def _due(self, asked: Collection[tuple[SharedCounts, Identity]], due: list[Unsure]) -> None:
+        """Add the changes to write ahead of what is asked, of the same slots of a cluster; all if nothing is.
 
         The lock is held. Those that another call is about to write are among them where they concern what is asked:
-        it may come second.
+        it may come second. The list is the caller's, who so knows what is under way whatever interrupts.
         """
-        for change in self._settlements.take():
-            serial = next(self._serials)
-            self._unsure[serial] = Unsure(serial, change)
+        for serial, change in self._settlements.due().items():
+            if serial not in self._unsure:
+                self._unsure[serial] = Unsure(serial, change)
         if not self._unsure:
-            return []
+            return
         slots = {self._slot(identity) for _, identity in asked}
-        due = [
-            unsure
-            for unsure in self._unsure.values()
-            if not unsure.made
-            and (not slots or self._slot(unsure.change.identity) in slots)
-            and (not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked)
-        ]
-        for unsure in due:
-            unsure.under_way += 1
-        return due
+        for unsure in self._unsure.values():
+            if (
+                not unsure.made
+                and (not slots or self._slot(unsure.change.identity) in slots)
+                and (not unsure.under_way or (unsure.change.counts, unsure.change.identity) in asked)
+            ):
+                unsure.under_way += 1
+                due.append(unsure)
 
     def _land(self, due: Sequence[Unsure]) -> None:
         """Note that changes are under way no more, whether they were made or not.
@@ -363,16 +362,18 @@ class RedisStore(SharedStore):
         with self._lock:
             for unsure in turn.due:
                 if not unsure.made and unsure.serial in self._unsure:
+                    self._settlements.written([unsure.serial])
                     unsure.made = True
-                    self._settlements.written([unsure.change])
         turn.due.clear()
 
     def _give_back(self, wants: Sequence[Want], question: Question) -> Talk[None]:
         """Give back what earlier turns of a question took, at once."""
         with self._lock:
             self._settlements.add_changes(want.undone for want in wants if want.cost)
-            due = self._due([(want.claim.counts, want.claim.identity) for want in wants])
+        due: list[Unsure] = []
         try:
+            with self._lock:
+                self._due([(want.claim.counts, want.claim.identity) for want in wants], due)
             for turn in self._turns((), (), due):
                 yield from self._ask_turn(turn, question, Answer(0))
         finally:

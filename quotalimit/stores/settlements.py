@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import count
 from typing import Any, NamedTuple
 
 from quotalimit.algorithms.base import Algorithm, Mark
@@ -39,18 +40,19 @@ class Settlements:
     """Settlements in the order in which they came, and the changes of counts that they amount to.
 
     What adds to them takes no lock, since a finalizer may do so anywhere; all else is called under the store's lock.
-    What was taken to be written stays known until it is `written`, or `put_back` to be written first the next time.
+    Each change has a serial, and stays until it is known to be written. An interrupt may come at any moment: what is
+    queued is removed only once it has become a change.
     """
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Charge, int]] = deque()
         self._bare: deque[Change] = deque()
-        self._changes: list[Change] = []
-        self._under_way = 0
+        self._changes: dict[int, Change] = {}
+        self._serials = count(1)
 
     def __bool__(self) -> bool:
         """Whether anything is not written yet."""
-        return bool(self._queue or self._bare or self._changes or self._under_way)
+        return bool(self._queue or self._bare or self._changes)
 
     def add(self, charge: Charge, used: int) -> None:
         """Queue a settlement."""
@@ -60,34 +62,41 @@ class Settlements:
         """Queue changes that no charge stands for."""
         self._bare += changes
 
-    def take(self) -> list[Change]:
-        """Close the charges that are queued; all changes that are to be written now, the oldest first."""
+    def due(self) -> dict[int, Change]:
+        """Close the charges that are queued; all changes that are not written, by their serials, the oldest first."""
         while self._queue:
-            charge, used = self._queue.popleft()
+            charge, used = self._queue[0]
             if charge.open:
                 charge.counts.closed(charge)
-                self._changes += [change_of(*adjusted) for adjusted in close(charge, used) if adjusted[1]]
+                self._close(charge, used)
+            del self._queue[0]
         while self._bare:
-            self._changes.append(self._bare.popleft())
-        changes, self._changes = self._changes, []
-        self._under_way += len(changes)
-        return changes
+            serial = next(self._serials)
+            self._changes[serial] = self._bare[0]
+            del self._bare[0]
+        return self._changes
 
-    def written(self, changes: list[Change]) -> None:
+    def _close(self, charge: Charge, used: int) -> None:
+        if charge.borrowed and used < charge.held:  # an interrupt may keep some from being given back
+            for each, delta in close(charge, used):
+                self._changes[next(self._serials)] = change_of(each, delta)
+            return
+        serial, change = next(self._serials), change_of(charge, used - charge.held)
+        if change.delta:  # no function is called from here on, so that no interrupt comes between
+            self._changes[serial] = change
+        charge.open = False
+        charge.held = 0
+
+    def written(self, serials: Iterable[int]) -> None:
         """Forget changes that are kept by the store now."""
-        self._under_way -= len(changes)
-
-    def put_back(self, changes: list[Change]) -> None:
-        """Keep changes that could not be written, to be written before all others."""
-        self._under_way -= len(changes)
-        self._changes[:0] = changes
+        for serial in tuple(serials):
+            self._changes.pop(serial, None)
 
     def forget(self) -> None:
         """Forget everything: after a fork, it is the parent's to write."""
         self._queue.clear()
         self._bare.clear()
         self._changes.clear()
-        self._under_way = 0
 
 
 def change_of(charge: Charge, delta: int) -> Change:

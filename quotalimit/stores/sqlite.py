@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import starmap
 from pathlib import Path
+from typing import Final
 from weakref import finalize
 
 from quotalimit import clock
@@ -21,6 +23,9 @@ from quotalimit.stores.journal import Journals
 from quotalimit.stores.rows import Row, Rows
 from quotalimit.stores.settlements import Change, SharedCharge
 from quotalimit.stores.shared import OnUnavailable, Question, SharedStore
+
+_NONSENSE: Final = (ValueError, TypeError, OverflowError, struct.error)
+"""What comes of contents that nobody has written: SQLite's columns hold values of any type."""
 
 
 class SQLiteStore(SharedStore):
@@ -47,8 +52,11 @@ class SQLiteStore(SharedStore):
         self._database = Database(Path(name).absolute(), timeout)
         self._journals = Journals()
         self._opened = 0
+        self._files = 0
         self._swept = 0
         self._threads: ThreadPoolExecutor | None = None
+        self._failed = -math.inf, StoreUnavailable()
+        """When a question of a task failed last, and how."""
         finalize(self, self._database.close).atexit = False
         try:
             self._database.check()
@@ -69,14 +77,41 @@ class SQLiteStore(SharedStore):
         raise self._database.busy()
 
     async def _ask_async(self, question: Question) -> Answer:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
-        asked = self._threads.submit(self._ask, question)
+        asked = self._submit(question)
+        if asked is None:
+            return self._ask(question)
         try:
             return await asyncio.wrap_future(asked)
         except asyncio.CancelledError:
             if not asked.cancel():
                 asked.add_done_callback(partial(self._abandon, question))
+            raise
+
+    def _submit(self, question: Question) -> Future[Answer] | None:
+        """Ask in the store's thread; None if the interpreter ends, where no thread can be had any more."""
+        while True:
+            threads = self._threads
+            if threads is None:  # two of them, if two are made at once, do no harm
+                self._threads = threads = ThreadPoolExecutor(1, "quotalimit-sqlite")
+            try:
+                return threads.submit(self._ask_in_turn, question)
+            except RuntimeError:
+                if self._threads is threads:  # else the store was closed meanwhile
+                    return None
+
+    def _ask_in_turn(self, question: Question) -> Answer:
+        """Ask with all of the time-out, for until now a question of a task has waited for others, not for the file.
+
+        One that waited while another failed has failed with it: together they wait no longer than each alone.
+        """
+        failed_at, failure = self._failed
+        if question.deadline - self._timeout < failed_at:
+            raise StoreUnavailable(*failure.args) from failure
+        question.deadline = clock.monotonic() + self._timeout
+        try:
+            return self._ask(question)
+        except StoreUnavailable as error:
+            self._failed = clock.monotonic(), error
             raise
 
     def _abandon(self, question: Question, asked: Future[Answer]) -> None:
@@ -104,17 +139,15 @@ class SQLiteStore(SharedStore):
 
     def _transact(self, question: Question) -> Answer:
         """Answer in one transaction, and write what was settled in the same. The store's lock is held."""
-        changes = self._settlements.take()
+        changes = self._settlements.due()
         answer = Answer(0)
         if not (changes or question.claims or question.resets):  # calls used just what they held
             return answer
+        full: StoreFull | None = None
+        begun = False
         try:
             self._database.begin(question.deadline)
-        except BaseException:
-            self._settlements.put_back(changes)
-            raise
-        full: StoreFull | None = None
-        try:
+            begun = True
             with self._database as file:
                 if self._opened != self._database.opened:
                     self._forget_file()
@@ -128,39 +161,50 @@ class SQLiteStore(SharedStore):
                     swept=self._swept,
                 )
                 try:
-                    self._answer(question, changes, rows, answer)
+                    self._answer(question, changes.values(), rows, answer)
                 except StoreFull as error:  # nothing is taken, but what was settled is written
                     full = error
                 rows.write()
                 rows.sweep()
                 self._swept = rows.swept
+            self._note(question, changes, answer)
         except BaseException as error:
-            self._settlements.put_back(changes)
+            if self._database.is_through() and begun:  # an interrupt came after the COMMIT
+                self._note(question, changes, answer)
+                raise
             for charge in answer.charges:
                 for lender, units in charge.borrowed.items():
                     lender.held += units
-            self._forget_file()
-            if isinstance(error, (ValueError, struct.error)):
+            if isinstance(error, _NONSENSE):
                 raise self._database.damaged(error) from error
             raise
+        if full is not None:
+            raise full
+        return answer
+
+    def _note(self, question: Question, changes: Iterable[int], answer: Answer) -> None:
+        """Note what was committed. It may be noted twice."""
         self._settlements.written(changes)
         for claim, charge in zip([claim for claim in question.claims if claim.holds], answer.charges, strict=False):
             claim.charge = charge
             charge.counts.opened(charge)
         for counts, identity in question.resets:
             counts.forget(identity)
-        if full is not None:
-            raise full
-        return answer
 
     def _forget_file(self) -> None:
-        """Forget what is known of the file: it was opened anew, or what was changed was not written."""
+        """Forget what is known of the file: it was opened anew, perhaps as what was changed could not be written."""
         self._opened = self._database.opened
         self._journals.clear()
         for counts in self._places:
             counts.slot = None
+        if self._files != self._database.files:  # what is held was taken in the file of before, and ended with it
+            self._files = self._database.files
+            self._settlements.forget()
+            for counts in self._places:
+                for identity in tuple(counts.open):
+                    counts.forget(identity)
 
-    def _answer(self, question: Question, changes: Sequence[Change], rows: Rows, answer: Answer) -> None:
+    def _answer(self, question: Question, changes: Iterable[Change], rows: Rows, answer: Answer) -> None:
         for change in changes:
             row = rows.find(change.counts, change.identity, change.limit)
             if row.epoch == change.epoch:

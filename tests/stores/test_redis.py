@@ -925,3 +925,23 @@ def test_what_is_out_of_the_window_leaves_the_server(url: str, prefix: str, serv
     assert server.llen(f"{prefix}:{{salice}}:units:0:sliding:1000000") < 60
     assert server.memory_usage(f"{prefix}:{{salice}}:held:0:sliding:1000000", samples=0) < 1_500
     store.close()
+
+
+@pytest.mark.parametrize("step", ["Unsure", "Want", "RedisStore._turns"])
+def test_rule_11_what_is_settled_as_a_call_is_interrupted_is_written_by_the_next(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    enclosing = budget.reserve("bob", 10)
+    budget.reserve("alice", 30).settle(4)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"quotalimit.stores.redis.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            budget.charge("bob", 1)
+    store.flush()
+    assert not store.behind
+    assert budget.peek("alice").used == 4
+    enclosing.settle(10)

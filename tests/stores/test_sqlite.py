@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from quotalimit import (
     rate_limited,
     store_from_url,
 )
+from quotalimit.stores.database import Database
 from quotalimit.stores.sqlite import SQLiteStore
 
 from ..helpers import used
@@ -54,7 +56,7 @@ def store(path: Path) -> Iterator[SQLiteStore]:
 @pytest.fixture
 def other(path: Path, store: SQLiteStore) -> Iterator[sqlite3.Connection]:
     """Somebody else's connection to the file."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     yield connection
     connection.close()
 
@@ -144,12 +146,53 @@ def test_a_damaged_file_is_told_when_it_is_seen(path: Path, store: SQLiteStore) 
         [limiter.acquire(number) for number in range(200)]
 
 
-def test_a_row_that_makes_no_sense_is_told(store: SQLiteStore, other: sqlite3.Connection) -> None:
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "states SET state = CAST('nonsense' AS BLOB)",
+        "states SET state = 'text'",
+        "states SET state = 7",
+        "states SET dated = 'text'",
+        "states SET idle_at = x'00'",
+        "states SET epoch = 'text'",
+        "states SET epoch = 9223372036854775807",
+        "states SET journal = 77, first = 0",
+        "counts SET keys = 'text'",
+    ],
+)
+def test_rule_24_a_row_that_makes_no_sense_is_told(
+    store: SQLiteStore, other: sqlite3.Connection, nonsense: str
+) -> None:
     limiter = RateLimiter("5/day", name="calls", store=store)
     limiter.acquire("alice")
-    other.execute("UPDATE states SET state = CAST('nonsense' AS BLOB)")
+    other.execute(f"UPDATE {nonsense}")
+    act = limiter.reset if "epoch" in nonsense else limiter.acquire
     with pytest.raises(StoreUnavailable, match="is damaged"):
-        limiter.acquire("alice")
+        act("bob" if "keys" in nonsense else "alice")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "states SET first = 'text'",
+        "snapshots SET state = 'text'",
+        "snapshots SET state = 7",
+        "snapshots SET journal = 77",
+        "chunks SET changes = 'text'",
+        "chunks SET changes = 7",
+        "chunks SET changes = x'00'",
+        "chunks SET number = number + 1",
+    ],
+)
+def test_rule_24_a_journal_that_makes_no_sense_is_told(
+    path: Path, store: SQLiteStore, other: sqlite3.Connection, nonsense: str
+) -> None:
+    entries(RateLimiter("1000/day", name="calls", store=store), 140)
+    other.execute(f"UPDATE {nonsense}")
+    second = SQLiteStore(path)
+    with pytest.raises(StoreUnavailable, match="is damaged"):
+        RateLimiter("1000/day", name="calls", store=second).acquire("alice")
+    second.close()
 
 
 def test_a_file_that_is_moved_away_and_made_anew_starts_anew(path: Path, store: SQLiteStore) -> None:
@@ -159,6 +202,54 @@ def test_a_file_that_is_moved_away_and_made_anew_starts_anew(path: Path, store: 
     path.unlink()
     assert limiter.allow("alice")
     assert not limiter.allow("alice")
+
+
+@pytest.mark.parametrize("remedy", ["moved", "deleted"])
+def test_rule_5_all_who_counted_in_a_file_that_is_moved_away_count_in_the_new_one(
+    path: Path, store: SQLiteStore, remedy: str
+) -> None:
+    second = SQLiteStore(path)
+    limiters = [RateLimiter("5/day", name="calls", store=made) for made in (store, second)]
+    assert [limiter.acquire("alice").used for limiter in limiters] == [1, 2]
+    for number, file in enumerate(sorted(path.parent.iterdir())):
+        if remedy == "moved":
+            file.rename(path.parent / f"old-{number}")
+        else:
+            file.unlink()
+    assert sum(limiter.allow("alice") for limiter in limiters * 5) == 5
+    assert [used(limiter) for limiter in limiters] == [5, 5]
+    second.close()
+
+
+def test_rule_14_what_was_held_in_a_file_that_was_moved_away_gives_nothing_back_in_the_new_one(
+    path: Path, store: SQLiteStore
+) -> None:
+    budget = TokenBudget("1000/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 500)
+    settled = budget.reserve("alice", 100)
+    settled.settle(0)
+    for file in path.parent.iterdir():
+        file.unlink()
+    budget.charge("alice", 600)
+    hold.settle(10)
+    assert used(budget) == 600
+    assert not store.busy
+
+
+def test_rule_11_a_store_that_is_closed_writes_what_was_settled_though_the_last_call_failed(
+    path: Path, store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    budget = TokenBudget("1000/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 500)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable):
+        budget.charge("alice", 1)
+    other.execute("COMMIT")
+    hold.settle(10)
+    store.close()
+    second = SQLiteStore(path)
+    assert used(TokenBudget("1000/day", name="tokens", store=second)) == 10
+    second.close()
 
 
 # The lock
@@ -175,6 +266,26 @@ def test_rule_24_a_locked_file_raises_with_its_path_and_the_remedy(
     other.execute("COMMIT")
     with patch("quotalimit.clock.monotonic", return_value=10.0**9):
         assert limiter.acquire("alice").used == 2
+
+
+@pytest.mark.parametrize("step", ["begin", "__enter__", "__exit__"])
+def test_an_interrupt_around_a_transaction_leaves_the_file_to_others(
+    store: SQLiteStore, other: sqlite3.Connection, step: str
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    limiter.acquire("alice")
+    really = getattr(Database, step)
+
+    def interrupted(self: Database, *arguments: Any) -> None:
+        if step == "begin":
+            really(self, *arguments)
+        raise KeyboardInterrupt
+
+    with patch.object(Database, step, interrupted), pytest.raises(KeyboardInterrupt):
+        limiter.acquire("alice")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    assert limiter.acquire("alice").used == 2
 
 
 def test_a_store_can_be_made_while_the_file_is_locked(path: Path, other: sqlite3.Connection) -> None:
@@ -195,6 +306,46 @@ async def test_the_event_loop_goes_on_while_the_file_is_locked(store: SQLiteStor
     other.execute("COMMIT")
     assert await call
     assert (await limiter.peek_async("alice")).used == 1
+
+
+async def test_rule_24_a_task_that_waited_for_others_still_has_its_time_for_the_file(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    limiter = RateLimiter("500/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    holder = threading.Timer(0.15, other.execute, ("COMMIT",))
+    executing, go_on = threading.Event(), threading.Event()
+
+    def others() -> None:
+        executing.set()
+        go_on.wait(30)
+
+    assert store._threads is not None
+    store._threads.submit(others)
+    executing.wait(30)
+    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    await asyncio.sleep(0.25)  # longer than the time-out
+    other.execute("BEGIN IMMEDIATE")
+    holder.start()
+    go_on.set()
+    assert (await call).used == 2
+    holder.join()
+
+
+async def test_rule_24_tasks_that_wait_for_a_locked_file_fail_together(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    limiter = RateLimiter("500/day", name="calls", store=store)
+    other.execute("BEGIN IMMEDIATE")
+    with patch.object(store._database, "begin", wraps=store._database.begin) as begin:
+        calls = [limiter.acquire_async("alice") for _ in range(50)]
+        failed = await asyncio.gather(*calls, return_exceptions=True)
+    assert {str(error) for error in failed} == {str(store._database.busy())}
+    assert {type(error) for error in failed} == {StoreUnavailable}
+    assert begin.call_count == 1
+    other.execute("COMMIT")
+    with patch("quotalimit.clock.monotonic", return_value=10.0**9):
+        assert (await limiter.acquire_async("alice")).used == 1
 
 
 @pytest.mark.parametrize("cost", [1, 3])
@@ -225,6 +376,21 @@ async def test_rule_2_a_call_that_is_cancelled_while_the_file_is_locked_charges_
     assert (await budget.peek_async("alice")).used == 0
 
 
+async def test_a_call_that_is_cancelled_and_then_fails_says_nothing(
+    store: SQLiteStore, other: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    other.execute("BEGIN IMMEDIATE")
+    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    assert [type(result) for result in await asyncio.gather(call, return_exceptions=True)] == [asyncio.CancelledError]
+    assert store._threads is not None
+    store._threads.shutdown()
+    assert not caplog.records
+    other.execute("COMMIT")
+
+
 def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> None:
     limiter = RateLimiter("10/day", name="calls", store=store)
 
@@ -233,6 +399,35 @@ def test_one_store_serves_event_loops_one_after_another(store: SQLiteStore) -> N
 
     assert asyncio.run(several()) + asyncio.run(several()) + [limiter.allow("alice")] == [True] * 7
     assert used(limiter) == 7
+
+
+async def test_a_store_that_is_closed_just_as_a_task_asks_answers_it(store: SQLiteStore) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    really = ThreadPoolExecutor.submit
+
+    def submit(self: ThreadPoolExecutor, *work: Any) -> Any:
+        patched.stop()
+        store.close()
+        return really(self, *work)
+
+    patched = patch.object(ThreadPoolExecutor, "submit", submit)
+    patched.start()
+    assert (await limiter.acquire_async("alice")).used == 2
+
+
+def test_tasks_may_call_as_the_interpreter_ends(tmp_path: Path) -> None:
+    program = """if True:
+        import asyncio, atexit, sys
+        from quotalimit import RateLimiter, store_from_url
+
+        limiter = RateLimiter("5/day", name="calls", store=store_from_url(sys.argv[1]))
+        atexit.register(lambda: print(asyncio.run(limiter.acquire_async("alice")).used))
+        asyncio.run(limiter.acquire_async("alice"))
+    """
+    command = [sys.executable, "-W", "error", "-c", program, f"sqlite:///{tmp_path}/counts.db"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("2\n", "")
 
 
 def test_a_call_that_used_just_what_it_held_asks_the_file_once(store: SQLiteStore, other: sqlite3.Connection) -> None:
@@ -302,6 +497,52 @@ def test_processes_that_take_turns_on_a_large_window_read_what_others_wrote(path
     assert used(RateLimiter("1_000/day", name="calls", store=third)) == 1_000
     second.close()
     third.close()
+
+
+def test_rule_5_processes_agree_on_a_large_window_whatever_was_done_to_it(path: Path, store: SQLiteStore) -> None:
+    """Charges, settlements and a clock that steps back are made again where others read them."""
+    second = SQLiteStore(path)
+    budgets = [TokenBudget(SlidingWindow("1M/day"), name="tokens", store=made) for made in (store, second)]
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for _ in range(120):
+            clock.shift(0.5)
+            budgets[0].charge("alice", 7)
+        expected = 120 * 7
+        for step in range(40):
+            acting, looking = budgets[step % 2], budgets[1 - step % 2]
+            with acting.reserve("alice", 25) as hold:
+                clock.shift(-3_600 if step % 7 == 5 else 1)
+                hold.settle(step)
+            expected += step
+            late = SQLiteStore(path)
+            decisions = [looking.peek("alice"), acting.peek("alice")]
+            decisions.append(TokenBudget(SlidingWindow("1M/day"), name="tokens", store=late).peek("alice"))
+            late.close()
+            assert {(seen.used, seen.reset_at) for seen in decisions} == {(expected, decisions[0].reset_at)}
+        clock.shift(86_400)
+        assert [used(budget) for budget in budgets] == [0, 0]
+    second.close()
+
+
+def test_a_file_has_the_changes_of_a_large_window_as_its_version_says(
+    store: SQLiteStore, other: sqlite3.Connection
+) -> None:
+    """Processes of other releases read them."""
+    budget = TokenBudget(SlidingWindow("1M/day"), name="tokens", store=store)
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for _ in range(90):
+            clock.shift(1)
+            budget.charge("alice", 7)
+        with budget.reserve("alice", 25) as hold:
+            hold.settle(4)
+        clock.shift(-5)
+        budget.peek("alice")
+    (changes,) = other.execute("SELECT changes FROM chunks ORDER BY number DESC LIMIT 1").fetchone()
+    *_, taken, settled, redated = struct.iter_unpack("<Bqqq", changes)
+    at = 1_800_000_090_000_000
+    assert (taken[0], taken[1], taken[3]) == (1, at, 25)
+    assert (settled[0], settled[1], settled[3]) == (2, at, -21)
+    assert redated == (0, at - 5_000_000, 0, 0)
 
 
 def test_a_window_that_is_small_again_leaves_its_journal(store: SQLiteStore, other: sqlite3.Connection) -> None:
