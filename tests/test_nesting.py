@@ -1052,13 +1052,15 @@ async def test_a_call_that_begins_the_next_one_does_not_outlive_it(budget: Token
 
     def live_calls() -> int:
         gc.collect()
-        return sum(isinstance(each, Call) for each in gc.get_objects())
+        return sum(issubclass(type(each), Call) for each in gc.get_objects())
 
-    before = live_calls()
+    before, begun = live_calls(), 0
     tasks.append(asyncio.create_task(step("alice", 100)))
     while tasks:
         await tasks.pop(0)
-        assert live_calls() < before + 10
+        begun += 1
+        if begun % 30 == 0:
+            assert live_calls() < before + 10
 
 
 class Response:
