@@ -107,6 +107,9 @@ class Call(Recorder):
     _dropped = False
     """Whether this may be the work of a finalizer, in which no listener is called."""
 
+    settled: Sequence[Settlement] = ()
+    """What was charged on each token budget in the end, if anybody asks."""
+
     _is_settled = False
 
     unflushed: Sequence[Store] = ()
@@ -198,48 +201,48 @@ class Call(Recorder):
                 unread.append((part, told))
         self._handed_on = unread[-_MOST_UNREAD:]
 
-    def finish(self, result: object = None) -> list[Settlement]:
+    def finish(self, result: object = None) -> None:
         """Settle a call that returned."""
-        return self._end(self._conclude, result)
+        self._end(self._conclude, result)
 
-    def _conclude(self, result: object) -> list[Settlement]:
+    def _conclude(self, result: object) -> None:
         """Settle what its result tells."""
         self._read(result)
         self._result = result
-        return self._settle(None)
+        self._settle(None)
 
-    def finish_stream(self, result: object = None) -> list[Settlement]:
+    def finish_stream(self, result: object = None) -> None:
         """Settle a stream that has ended. It may have returned something; that it did not is no result to be read."""
-        return self.finish_as(()) if result is None else self.finish(result)
+        self.finish_as(()) if result is None else self.finish(result)
 
-    def cut(self) -> list[Settlement]:
+    def cut(self) -> None:
         """Settle a stream that was left before its end: what was written since it last told its usage is estimated."""
-        return self._end(self._conclude_cut)
+        self._end(self._conclude_cut)
 
-    def _conclude_cut(self, _: None) -> list[Settlement]:
+    def _conclude_cut(self, _: None) -> None:
         self._cut = self._dropped = True
-        return self._settle(None)
+        self._settle(None)
 
-    def finish_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> list[Settlement]:
+    def finish_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> None:
         """Settle a call of which the usage is known from elsewhere."""
-        return self._end(self._conclude_as, readings)
+        self._end(self._conclude_as, readings)
 
-    def _conclude_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> list[Settlement]:
+    def _conclude_as(self, readings: Sequence[tuple[Reading, tuple[object, ...]]]) -> None:
         told = [(reading, sources, self.knows(sources)) for reading, sources in readings]
         if told:
             for part in self.parts:
                 self._take(part, told)
             self._read_from = tuple([source for _, sources, _ in told for source in sources])
-        return self._settle(None)
+        self._settle(None)
 
-    def fail(self, error: BaseException) -> list[Settlement]:
+    def fail(self, error: BaseException) -> None:
         """Settle a call that raised."""
-        return self._end(self._conclude_failed, error)
+        self._end(self._conclude_failed, error)
 
-    def _conclude_failed(self, error: BaseException) -> list[Settlement]:
+    def _conclude_failed(self, error: BaseException) -> None:
         self._cut = True
         self._read_failure(error)
-        return self._settle(error)
+        self._settle(error)
 
     def _read_failure(self, error: BaseException) -> None:
         """Read the usage that an exception tells, or what becomes of the holds."""
@@ -260,24 +263,24 @@ class Call(Recorder):
         """Give back all that is held: the body of the call never ran."""
         self._end(self._conclude_released)
 
-    def _conclude_released(self, _: None) -> list[Settlement]:
+    def _conclude_released(self, _: None) -> None:
         self._dropped = True
         for part in self.parts:
             part.verdict = RELEASE
-        return self._settle(None)
+        self._settle(None)
 
-    def _end(self, conclude: Callable[[Any], list[Settlement]], about: object = None) -> list[Settlement]:
+    def _end(self, conclude: Callable[[Any], None], about: object = None) -> None:
         """End the call in one of its ways, unless it has ended already: several may try, in several threads.
 
-        What it settled is handed back by plain calls and returns, between which no interrupt comes.
+        From here to `_settle` all are plain calls with one argument, between which no interrupt comes.
         """
         try:
             try:
                 self._ends.pop()
             except IndexError:
-                return []
+                return
             self.finished = True
-            return conclude(about)
+            conclude(about)
         except BaseException:  # an interrupt, or no stack left: the next end settles what this one could not
             self._reopen()
             raise
@@ -315,7 +318,7 @@ class Call(Recorder):
         for store in dict.fromkeys(unflushed):
             await store.flush_async()
 
-    def _settle(self, error: BaseException | None) -> list[Settlement]:
+    def _settle(self, error: BaseException | None) -> None:
         settled: list[Settlement] = []
         charged: list[tuple[Charge, int]] = []
         for part in self.parts:
@@ -323,7 +326,7 @@ class Call(Recorder):
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
                 part.used = used = min(used, MAX_UNITS)
-                due = [(charge, self._owed(charge, used)) for charge in part.charges]
+                due = [(charge, self._owed(charge, used)) for charge in part.charges if charge.open]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:
@@ -339,10 +342,10 @@ class Call(Recorder):
         self._arguments, self._result, self._read_from, self._handed_on = (), None, (), ()
         if self.notes is not BLANK:
             self.forget()
+        self.settled = settled
         self._is_settled = True
         if listeners and not self._dropped:
             tell()
-        return settled
 
     def _owed(self, charge: Charge, used: int) -> int:
         """What of the usage has not been charged inside, by nested calls on the same count."""

@@ -16,7 +16,6 @@ from quotalimit.events import listeners
 from quotalimit.keys import Key
 from quotalimit.limiters import Limiter
 from quotalimit.recording import BLANK, running
-from quotalimit.settlement import Settlement
 from quotalimit.stores.base import Charge, CommonClaim, Gates, Store
 
 AdmitAtOnce: TypeAlias = Callable[[Sequence[Key], Sequence[object]], Call | None]
@@ -94,21 +93,22 @@ class CommonCall(Call):
         self._arguments = arguments
         self._ends = [None]
 
-    def _conclude(self, result: object) -> list[Settlement]:
+    def _conclude(self, result: object) -> None:
         layer = self._layers[0]
         if listeners or len(self._layers) > 1 or not (isinstance(layer, TokenLayer) and self._is_blank()):
-            return super()._conclude(result)
+            super()._conclude(result)
+            return
         self._reading = reading = layer.read(result)
         used = None if reading is None else layer.weigh(reading)
         if not self._is_blank():
-            return super()._conclude(result)
-        if used is None:
+            super()._conclude(result)
+        elif used is None:
             self._result = result
-            return self._settle(None)
-        self._store.settle(((self._charges[0], used),))
-        self._arguments = ()
-        self._is_settled = True
-        return []
+            self._settle(None)
+        else:
+            self._store.settle(((self._charges[0], used),))
+            self._arguments = ()
+            self._is_settled = True
 
     def _is_blank(self) -> bool:
         """Whether nothing but the result matters. Threads that the call began may record until it is settled."""

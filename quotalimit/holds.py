@@ -43,7 +43,8 @@ class Hold:
         """
         with self._settling:
             if self.settlement is None:
-                (self.settlement,) = self._call.finish_as(readings_of(used))
+                self._call.finish_as(readings_of(used))
+                (self.settlement,) = self._call.settled
             return self.settlement
 
     def __enter__(self) -> Hold:
@@ -63,7 +64,8 @@ class Hold:
         try:
             with self._settling:
                 if self.settlement is None:
-                    (self.settlement,) = self._call.finish() if error is None else self._call.fail(error)
+                    self._call.finish() if error is None else self._call.fail(error)
+                    (self.settlement,) = self._call.settled
         finally:
             end(self._tokens.pop() if self._tokens else None)
         return self._call

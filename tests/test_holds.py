@@ -16,12 +16,14 @@ import time_machine
 
 from quotalimit import (
     CalendarWindow,
+    Event,
     Hold,
     InvalidKey,
     SlidingWindow,
     TokenBudget,
     TokenBudgetExceeded,
     Usage,
+    on_event,
     record_usage,
     token_budget,
 )
@@ -406,3 +408,17 @@ def test_a_reset_forgets_one_identity_and_closes_its_holds(budget: TokenBudget) 
         budget.charge("alice", 100)
         hold.settle(30)
     assert (used(budget), used(budget, "bob")) == (100, 10)
+
+
+def test_rule_11_a_listener_that_interrupts_a_settlement_hides_nothing(budget: TokenBudget) -> None:
+    def interrupt(event: Event) -> None:
+        if event.kind == "settled":
+            raise KeyboardInterrupt
+
+    hold = budget.reserve("alice", 10)
+    stop = on_event(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        hold.settle(4)
+    stop()
+    assert hold.settle(9).charged == 4
+    assert used(budget) == 4
