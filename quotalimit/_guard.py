@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 from quotalimit._calls import Call, Part, lenders
-from quotalimit._common import AdmitAtOnce, Gatekeeper, never
+from quotalimit._fast_path import AdmitAtOnce, Gatekeeper, never
 from quotalimit._layers import Layer
 from quotalimit._waiting import acquire, acquire_async, is_worth_waiting
 from quotalimit.decision import Decision, collectors, slowest

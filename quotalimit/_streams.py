@@ -9,159 +9,20 @@ the call, too: the nested calls of a tool that an SDK runs between two items, sa
 from __future__ import annotations
 
 import inspect
-import io
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextvars import Token
-from enum import Enum, auto
-from functools import lru_cache, partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Final
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import WeakKeyDictionary, ref
 
-from quotalimit._bodies import drive_body, each_async, has_body
 from quotalimit._calls import Call
-from quotalimit._generators import later, run, run_async, unseen
-from quotalimit.providers import field, is_plainly_read, read_usage
+from quotalimit._generators import run, run_async, unseen
+from quotalimit._kinds import MANAGERS, Delivery, class_seen, how_delivered, is_stream
+from quotalimit.fields import field
+from quotalimit.providers import read_usage
 from quotalimit.recording import Recorder, begin, end
 
 _WATCH: Final = "_quotalimit_watch"
-_PLAIN: Final = (str, bytes, dict, list, tuple, set, int, float, type(None), io.IOBase)
-_VALUES: Final = frozenset((str, bytes, list, tuple, set, int, float, bool, type(None)))
-_MORE_THAN_AWAITABLE: Final = ("__aenter__", "__aiter__")
-_STREAM_FIELDS: Final = ("stream", "completion", "responseStream", "body")
-_WITH: Final = (("__enter__", "__exit__"), ("__aenter__", "__aexit__"))
-_MANAGERS: Final = ("StreamManager", "ContextManager")
-"""How the names of classes end that make their request when they are entered."""
-
-
-class Delivery(Enum):
-    """How a result of some type is delivered."""
-
-    AS_IT_IS = auto()
-    DICT = auto()
-    GENERATOR = auto()
-    ASYNC_GENERATOR = auto()
-    FUTURE = auto()
-    AWAITABLE = auto()
-    BODY = auto()
-    STREAM = auto()
-
-
-@lru_cache(maxsize=1_024)
-def _delivery(kind: type, seen: type) -> Delivery:
-    """How results are delivered of a type, and of what it lets be seen, as a proxy does: each is looked at once."""
-    if kind in _VALUES:
-        return Delivery.AS_IT_IS
-    if kind is dict:
-        return Delivery.DICT
-    if issubclass(seen, GeneratorType):
-        return Delivery.GENERATOR
-    if issubclass(seen, AsyncGeneratorType):
-        return Delivery.ASYNC_GENERATOR
-    if hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "__next__"):
-        return Delivery.FUTURE
-    if issubclass(seen, Awaitable) and not any(hasattr(kind, name) for name in _MORE_THAN_AWAITABLE):
-        return Delivery.AWAITABLE
-    if has_body(kind):
-        return Delivery.BODY
-    return Delivery.STREAM if _is_stream(kind, seen) else Delivery.AS_IT_IS
-
-
-@lru_cache(maxsize=1_024)
-def _never_streams(kind: type) -> bool:
-    """Whether all objects of a type are delivered as they are, for none of them can look like something else."""
-    has_other_looks = any("__class__" in vars(base) for base in kind.__mro__[:-1]) or not is_plainly_read(kind)
-    return not has_other_looks and _delivery(kind, kind) is Delivery.AS_IT_IS
-
-
-def _seen(result: object) -> type:
-    """The class that an object says it is of: a proxy's is that of what it stands for, if it can be had."""
-    try:
-        seen = result.__class__
-    except Exception:  # of a lazy proxy, out of its context
-        return type(result)
-    return seen if isinstance(seen, type) else type(result)
-
-
-def _how(result: object) -> Delivery | None:
-    """How a result is delivered; None if it is as it is, because of its class or for that does not let us look."""
-    kind: Any = type(result)
-    try:
-        return None if _never_streams(kind) else _delivery(kind, _seen(result))
-    except Exception:  # a foreign class may do anything: of one without a hash nothing is known
-        return None
-
-
-def deliver(call: Call, result: Any) -> Any:
-    """What the caller gets of a call's result: the result itself, settled, or a stream of it that will be."""
-    delivery = _how(result)
-    if delivery is None or delivery is Delivery.AS_IT_IS:
-        call.finish(result)
-    elif delivery is Delivery.DICT:
-        _deliver_dict(call, result)
-    elif delivery is Delivery.GENERATOR:
-        return run(call, result)
-    elif delivery is Delivery.ASYNC_GENERATOR:
-        return run_async(call, result)
-    elif delivery is Delivery.FUTURE:
-        _deliver_future(call, result)
-    elif delivery is Delivery.AWAITABLE:
-        if issubclass(_seen(result), Coroutine) or not watch(call, result):
-            return later(call, result, deliver)
-    elif delivery is Delivery.BODY:
-        if not drive_body(call, result):
-            call.finish(result)
-    elif not watch(call, result):
-        return _deliver_iterator(call, result)
-    return result
-
-
-def _deliver_iterator(call: Call, result: Any) -> Any:
-    """A generator in place of an iterator whose class cannot be swapped, if it is nothing more: `map` and its like."""
-    kind: Any = type(result)
-    if call.records and not kind.__dictoffset__ and all(name.startswith("_") for name in dir(kind)):
-        if hasattr(kind, "__anext__"):
-            return run_async(call, each_async(result))
-        if hasattr(kind, "__next__"):
-            return run(call, _each(result))
-    call.finish(result)
-    return result
-
-
-def _deliver_dict(call: Call, result: dict[str, Any]) -> None:
-    """Settle a response off the wire, or watch the stream inside one of Bedrock's."""
-    for name in _STREAM_FIELDS:
-        stream = result.get(name)
-        if stream is not None and _streams(stream) and watch(call, stream):
-            return
-    call.finish(result)
-
-
-def _deliver_future(call: Call, future: Any) -> None:
-    try:
-        future.add_done_callback(partial(_done, call))
-    except Exception:  # a foreign future may refuse in its own way
-        call.finish(future)
-        return
-    try:
-        finalize(future, call.cut).atexit = False
-    except TypeError:  # it knows no weak references
-        pass
-
-
-def _each(items: Any) -> Generator[Any]:
-    yield from items
-
-
-def _done(call: Call, future: Any) -> None:
-    """Settle the call of a task or a future, which runs on though nobody awaits it."""
-    try:
-        result = future.result()
-    except BaseException as error:
-        call.fail(error)
-    else:
-        if not (_streams(result) and watch(call, result)):  # it cannot be replaced: others hold the future
-            call.finish(result)
 
 
 def watch(call: Call, stream: Any, *, is_item: bool = False) -> bool:
@@ -171,7 +32,7 @@ def watch(call: Call, stream: Any, *, is_item: bool = False) -> bool:
     """
     try:
         kind: Any = type(stream)
-        if kind is not _seen(stream) and _streams(inner := stream.__wrapped__):  # a proxy, which leads to it
+        if kind is not class_seen(stream) and is_stream(inner := stream.__wrapped__):  # a proxy, which leads to it
             return watch(call, inner, is_item=is_item)
         known = _of(stream) if _is_watched(kind) else UNWATCHED
         if not known.owns(stream):
@@ -201,7 +62,7 @@ class Watch:
         """What this yielded when it was entered, if that was not itself."""
         self.handed_on = False
         """Whether that is a stream, which may outlive this."""
-        self.begun = not type(stream).__name__.endswith(_MANAGERS)
+        self.begun = not type(stream).__name__.endswith(MANAGERS)
         """Whether the request may have been made: what yields a stream when it is entered makes it then."""
         self._owner = id(stream)
 
@@ -227,7 +88,7 @@ class Watch:
         """Watch what this yielded when it was entered. Returns that, or the generator that takes its place."""
         if not self.calls:
             return entered
-        how = _how(entered)
+        how = how_delivered(entered)
         if how is Delivery.STREAM:
             watched = [watch(call, entered) for call in self.calls]  # every call, also after one that cannot
             self.handed_on = all(watched)
@@ -259,9 +120,9 @@ class Watch:
                 call.finish(self.entered())
 
     def see(self, item: object) -> None:
-        is_stream = _streams(item)
+        streams = is_stream(item)
         for call in (*self.calls, *self.onlookers):
-            if not (is_stream and watch(call, item, is_item=True)):
+            if not (streams and watch(call, item, is_item=True)):
                 call.see(item)
 
     def finish(self, stream: object) -> None:
@@ -312,33 +173,6 @@ def _weakly(entered: Any) -> Callable[[], object]:
         return ref(entered)
     except TypeError:
         return lambda: None
-
-
-def _streams(result: Any) -> bool:
-    """Whether an object is a stream of an SDK."""
-    return _how(result) is Delivery.STREAM
-
-
-def _is_stream(kind: type, seen: type) -> bool:
-    if issubclass(seen, _PLAIN) or any(base.__module__ == "unittest.mock" for base in kind.__mro__):
-        return False
-    return _looks_like_a_stream(kind) or (seen is not kind and _looks_like_a_stream(seen))
-
-
-def _looks_like_a_stream(kind: type) -> bool:
-    """Whether a class iterates, or is called a stream and is no record. A list iterates, but not asynchronously."""
-    if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
-        return True
-    if hasattr(kind, "__pydantic_fields__"):
-        return False
-    if hasattr(kind, "__aiter__"):
-        return True
-    if hasattr(kind, "__dataclass_fields__"):
-        return False
-    manages = any(hasattr(kind, enter) and hasattr(kind, leave) for enter, leave in _WITH)
-    if "Stream" in kind.__name__:
-        return manages or hasattr(kind, "__iter__")
-    return manages and kind.__name__.endswith(_MANAGERS)
 
 
 def _is_watched(kind: type) -> bool:
@@ -526,6 +360,8 @@ def _anext_of(items: Any) -> Awaitable[Any]:
 
 
 def _await(base: Callable[..., Any], _kind: type) -> Callable[..., Any]:
+    from quotalimit._delivery import deliver  # which delivers streams, too
+
     def __await__(self: Any) -> Generator[Any, Any, Any]:  # noqa: N807
         watch = _of(self)
         token = None

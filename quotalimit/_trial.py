@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from quotalimit._calls import Call
-from quotalimit._common import never
+from quotalimit._fast_path import never
 from quotalimit._guard import Asked, Entry, Guard, admit, admit_async
 from quotalimit._layers import Layer
 from quotalimit.errors import LimitExceeded, StoreError

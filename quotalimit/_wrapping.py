@@ -19,10 +19,10 @@ import wrapt
 
 from quotalimit._arguments import compile_call
 from quotalimit._calls import InterruptedCall
+from quotalimit._delivery import deliver
 from quotalimit._generators import run, run_async
 from quotalimit._guard import Guard
 from quotalimit._layers import Layer
-from quotalimit._streams import deliver
 from quotalimit._trial import guard_of
 from quotalimit.events import listeners
 from quotalimit.limiters import Limiter

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from quotalimit.amounts import units_or_none
-from quotalimit.providers import field
+from quotalimit.fields import field
 
 _DIGITS: Final = b"0123456789"
 _SPACE: Final = b" \t\r\n"

@@ -7,7 +7,8 @@ from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from quotalimit.errors import LimitExceeded
-from quotalimit.providers import field, fields_of, read_usage, sources_of
+from quotalimit.fields import field, fields_of
+from quotalimit.providers import read_usage, sources_of
 from quotalimit.usage import Usage
 
 

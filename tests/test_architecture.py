@@ -79,7 +79,7 @@ MEMORY = {"stores.memory_counts", "stores.memory_gates", "stores.sharded_dict", 
 
 STORES = {"stores.base", "stores.several", "stores.names", "stores.memory", "stores.default", "stores"}
 
-READERS = {"amounts", "providers", "usage"}
+READERS = {"amounts", "fields", "providers", "usage"}
 """What reads usage out of what a model's call returned."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -91,7 +91,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": {"errors"},
     "rate": {"errors"},
     "usage": {"amounts"},
-    "providers": {"amounts", "usage"},
+    "fields": set(),
+    "providers": {"amounts", "fields", "usage"},
     "recording": {*READERS, "keys"},
     "estimation": READERS,
     "failures": {*READERS, "errors"},
@@ -143,30 +144,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_arguments": {"errors"},
     "_layers": {*BASICS, *STORES, *READERS, "_arguments", "failures", "limiters"},
     "_calls": {*BASICS, *STORES, *READERS, "_layers", "estimation", "events", "failures", "recording", "settlement"},
-    "_common": {"_calls", "_layers", "events", "keys", "limiters", "recording", "settlement", "stores.base"},
+    "_fast_path": {"_calls", "_layers", "events", "keys", "limiters", "recording", "settlement", "stores.base"},
     "_guard": {
         *BASICS,
         *STORES,
         "_arguments",
         "_calls",
-        "_common",
+        "_fast_path",
         "_layers",
         "_waiting",
         "events",
         "limiters",
         "recording",
     },
-    "_trial": {"_calls", "_common", "_guard", "_layers", "errors"},
+    "_trial": {"_calls", "_fast_path", "_guard", "_layers", "errors"},
     "_generators": {"_guard", "_calls", "recording"},
     "_bodies": {"_calls", "_generators"},
-    "_streams": {"_bodies", "_guard", "_calls", "_generators", "providers", "recording"},
+    "_kinds": {"_bodies", "fields"},
+    "_streams": {"_bodies", "_calls", "_delivery", "_generators", "_kinds", "fields", "providers", "recording"},
+    "_delivery": {"_bodies", "_calls", "_generators", "_kinds", "_streams"},
     "_wrapping": {
         "_arguments",
         "_guard",
         "_calls",
         "_layers",
         "_generators",
-        "_streams",
+        "_delivery",
         "_trial",
         "limiters",
         "events",

@@ -380,7 +380,7 @@ def test_rule_11_an_interrupt_of_a_common_call_leaves_nothing_held(moment: str, 
     chat = token_budget(budget, key="user", reserve=9)(lambda user: reply(3))
     chat("alice")
     if moment == "made":
-        interrupted = mock.patch("quotalimit._common.CommonCall", side_effect=KeyboardInterrupt)
+        interrupted = mock.patch("quotalimit._fast_path.FastCall", side_effect=KeyboardInterrupt)
     else:
         settles = [KeyboardInterrupt, mock.DEFAULT]
         interrupted = mock.patch.object(default_store, "settle", wraps=default_store.settle, side_effect=settles)

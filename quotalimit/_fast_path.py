@@ -57,7 +57,7 @@ class Gatekeeper:
         try:
             if not gates(keys, charges):
                 return None
-            return CommonCall(self._records, self._holding, store, charges, arguments)
+            return FastCall(self._records, self._holding, store, charges, arguments)
         except BaseException:  # an interrupt
             store.settle([(charge, 0) for charge in charges])
             raise
@@ -75,7 +75,7 @@ class Gatekeeper:
         self._bound = (unbindings, store, store.gates(asks)) if one else (unbindings, None, None)
 
 
-class CommonCall(Call):
+class FastCall(Call):
     """A common call, which is settled by its result if one budget is all that it holds and nothing was recorded."""
 
     def __init__(
