@@ -12,7 +12,8 @@ from threading import Semaphore, get_ident
 from typing import Any
 from unittest.mock import patch
 
-from quotalimit._waiting import TaskBell, ThreadBell
+from quotalimit import _waiting
+from quotalimit._waiting import Lines, TaskBell, ThreadBell
 
 HANGS = 20.0
 """Real seconds after which a call that neither waits nor ends is said to hang."""
@@ -170,7 +171,12 @@ class Callers:
         async def wait_async(bell: TaskBell, seconds: float) -> bool:
             return await self.of_task[asyncio.current_task()].sleep(bell, seconds)
 
-        with patch.object(ThreadBell, "wait", wait), patch.object(TaskBell, "wait", wait_async):
+        with (
+            patch.object(ThreadBell, "wait", wait),
+            patch.object(TaskBell, "wait", wait_async),
+            patch.object(Lines, "_can_start", lambda _lines, _waiter: True),  # the loop stands for one that runs,
+            patch.object(_waiting, "_LOOK_AGAIN", _waiting.FOREVER),  # though it rests between the tasks' turns
+        ):
             try:
                 yield self
             finally:
