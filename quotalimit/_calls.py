@@ -326,7 +326,7 @@ class Call(Recorder):
             if isinstance(layer, TokenLayer):
                 used, source = self._used(part, layer)
                 part.used = used = min(used, MAX_UNITS)
-                due = [(charge, self._owed(charge, used)) for charge in part.charges if charge.open]
+                due = [(charge, self._owed(charge, used)) for charge in part.charges if charge.is_counted]
                 if part.decisions or listeners or self.enclosing is not None:  # else nobody asks
                     settled.append(_report(part, used, max([units for _, units in due], default=0), source))
             else:

@@ -84,6 +84,9 @@ class Charge:
     charges that it borrowed from, `borrowed` of each.
     """
 
+    is_counted: ClassVar[bool] = True
+    """Whether any store counts it: not where one that is down admits all the same."""
+
     def __init__(self, counts: Counts, identity: Identity, limit: Algorithm, mark: Mark, taken: int) -> None:
         self.counts = counts
         self.identity = identity

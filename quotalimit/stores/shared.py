@@ -69,6 +69,16 @@ class SpareCharge(Charge):
         claim.charge = self
 
 
+class UncountedCharge(Charge):
+    """What stands for a charge where a store that is down admits."""
+
+    is_counted = False
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.counts, claim.identity, claim.limit, 0, 0)
+        self.open = False
+
+
 class Question:
     """All that a shared store is asked in one go: claims to decide on, taking them or only looking, or resets.
 
@@ -315,9 +325,7 @@ def admit_uncharged(claims: Sequence[Claim], report: bool) -> Answer:
     answer = Answer(clock.now())
     for claim in claims:
         if claim.holds:
-            charge = Charge(claim.counts, claim.identity, claim.limit, 0, 0)
-            charge.open = False
-            answer.charges.append(charge)
+            answer.charges.append(UncountedCharge(claim))
         if report:
             answer.decisions.append(decide(claim, None, answer.now, 0, None))
     return answer
