@@ -70,7 +70,12 @@ class Layer:
     def hear(self, binding: Binding, answers: Iterator[Any]) -> tuple[Places, tuple[int, int]]:
         """The answers to the layer's questions but for the key: its limits, and the units needed and taken."""
         places = binding.places if self.limiter.tiers is None else binding.places_for(next(answers))
-        return places, self._amounts(next(answers)) if callable(self.amount) else self.amounts
+        if not callable(self.amount):
+            return places, self.amounts
+        try:
+            return places, self._amounts(next(answers))
+        except ValueError as error:
+            raise ValueError(f"{self.limiter.name}: {error}") from None
 
     def _amounts(self, amount: object) -> tuple[int, int]:
         """The units that a call needs and takes. Without an amount, it is admitted while anything is left."""

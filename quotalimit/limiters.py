@@ -165,7 +165,10 @@ class Limiter:
                 f"{self.name}: the callable limit returned {'None' if tier else 'no limits'}; "
                 "a missing plan is not a free one: return a limit, or UNLIMITED"
             )
-        return tuple(map(self.read_limit, tier))
+        try:
+            return tuple(map(self.read_limit, tier))
+        except InvalidLimit as error:
+            raise InvalidLimit(f"{self.name}: {error}") from None
 
     def bound(self) -> Binding:
         """The limiter's places on its store, found at its first call."""

@@ -107,7 +107,7 @@ def test_a_missing_or_wrong_plan_is_refused_and_never_free(tier: Any) -> None:
         raise AssertionError("not reached")
 
     for _ in range(2):
-        with pytest.raises(InvalidLimit):
+        with pytest.raises(InvalidLimit, match=r"^plans: "):
             ask("alice")
     assert limiters_of(ask)[0].peek("alice").used == 0
 

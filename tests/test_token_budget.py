@@ -173,7 +173,7 @@ def test_rule_7_a_reserve_is_checked_when_it_can_be_and_refused_at_the_call_othe
             token_budget("100/day", key="user", reserve=bad)(lambda user: None)
         budget = TokenBudget("100/day")
         chat = token_budget(budget, key="user", reserve=lambda user, bad=bad: bad)(lambda user: None)
-        with pytest.raises(ValueError, match="reserve"):
+        with pytest.raises(ValueError, match=r"^100/day: reserve"):
             chat("alice")
         assert used(budget) == 0
 

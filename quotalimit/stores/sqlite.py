@@ -16,7 +16,7 @@ from weakref import finalize
 
 from quotalimit import clock
 from quotalimit.errors import StoreFull, StoreUnavailable
-from quotalimit.stores.base import Answer, Claim, decide
+from quotalimit.stores.base import Answer, Claim, decide, reentered
 from quotalimit.stores.charges import lend, refusal_of
 from quotalimit.stores.database import Database
 from quotalimit.stores.journal import Journals
@@ -120,6 +120,8 @@ class SQLiteStore(SharedStore):
             self._undo(question, asked.result())
 
     def close(self) -> None:
+        if self._is_mine():
+            raise reentered()
         self._outage.retry_now()
         self.flush()
         with self._lock:

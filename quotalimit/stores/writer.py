@@ -59,8 +59,9 @@ class Writer:
         with self._lock:
             self._watched.add(store)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="quotalimit-writer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="quotalimit-writer", daemon=True)
+                thread.start()
+                self._thread = thread  # only now, for an interrupt may come at any moment: two would do no harm
 
     def ring(self) -> None:
         """Tell the thread that something was settled. Takes no lock that could be held."""

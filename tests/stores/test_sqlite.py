@@ -682,3 +682,13 @@ def test_stores_that_make_one_file_at_the_same_moment_do_not_disturb_each_other(
         assert used(RateLimiter("9/day", name="calls", store=stores[0])) == 6
         for store in stores:
             store.close()
+
+
+def test_rule_5_a_store_is_not_closed_in_the_middle_of_a_transaction_of_its_own_thread(tmp_path: Path) -> None:
+    """As a finalizer may want to."""
+    store = SQLiteStore(tmp_path / "counts.db")
+    limiter = RateLimiter("2/day", name="calls", store=store)
+    with store._lock, pytest.raises(StoreUnavailable, match="call later"):
+        store.close()
+    assert limiter.allow("alice")
+    store.close()
