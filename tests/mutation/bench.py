@@ -66,7 +66,7 @@ class Bench:
         compiled.unlink(missing_ok=True)
         place.write_text(ast.unparse(mutant.tree))  # also where forks need not read it: tests start processes
         try:
-            if mutant.inside:
+            if mutant.inside and _cells(ast.parse(kept)) == _cells(mutant.tree):
                 self._nursery.send(Trial(tests, seconds, place, mutant.tree))
                 survives: bool = self._nursery.recv()
             else:
@@ -160,8 +160,13 @@ def change_functions(path: Path, tree: ast.Module) -> None:
     for each in gc.get_objects():
         if type(each) is FunctionType and each.__code__.co_filename == str(path):
             code = changed.get(_place(each.__code__))
-            if code is not None and len(code.co_freevars) == len(each.__code__.co_freevars):
+            if code is not None:
                 each.__code__ = code
+
+
+def _cells(tree: ast.Module) -> list[tuple[object, ...]]:
+    """What each function closes over, which stays with it when its code is changed."""
+    return [(*_place(code), *code.co_freevars) for code in _codes(compile(tree, "", "exec"))]
 
 
 def _place(code: CodeType) -> tuple[str, int]:
