@@ -505,7 +505,7 @@ class Machine(RuleBasedStateMachine):
             call.not_before = 0
         elif passed == 0 and not call.caller.rang:
             call.not_before = call.asked + call.nap
-        if passed <= 0 and not call.caller.rang:
+        if passed < call.nap and not call.caller.rang:
             passed = call.nap
         call.waited += max(passed, 0)
         call.asked += max(passed, 0)
