@@ -58,10 +58,9 @@ class Writer:
         """Keep a store, and write for it, until none of its charges is open."""
         with self._lock:
             self._watched.add(store)
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="quotalimit-writer", daemon=True)
-                thread.start()
-                self._thread = thread  # only now, for an interrupt may come at any moment: two would do no harm
+            if self._thread is None or not self._thread.is_alive():  # an interrupt may have come before it started
+                self._thread = threading.Thread(target=self._run, name="quotalimit-writer", daemon=True)
+                self._thread.start()
 
     def ring(self) -> None:
         """Tell the thread that something was settled. Takes no lock that could be held."""
