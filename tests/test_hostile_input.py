@@ -59,7 +59,7 @@ def nested(depth: int, inner: Any) -> Any:
     return inner
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(st.one_of(texts, notation))
 def test_a_rate_is_read_or_refused(text: str) -> None:
     try:
@@ -350,7 +350,7 @@ parts = st.one_of(texts, st.integers(), st.binary(max_size=20), st.uuids())
 keys = st.one_of(parts, st.lists(parts, min_size=1, max_size=3).map(tuple))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(keys, keys)
 def test_two_keys_are_one_identity_only_if_they_are_equal(one: Any, other: Any) -> None:
     same = type(one) is type(other) and one == other
@@ -382,7 +382,7 @@ def test_what_is_no_identity_is_refused(key: Any) -> None:
         identify(key)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.one_of(texts, st.tuples(st.sampled_from(["memory", "sqlite", "http", ""]), texts).map("://".join)))
 def test_the_url_of_a_store_is_read_or_refused(url: str) -> None:
     if "sqlite" in url:  # it would make files
@@ -413,7 +413,7 @@ entries = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 @given(
     st.lists(st.lists(entries, max_size=4).map(",".join), max_size=3), st.sampled_from(["X-Forwarded-For", "Forwarded"])
 )
@@ -435,7 +435,7 @@ def test_a_header_of_a_megabyte_names_the_peer(line: str, header: Any) -> None:
     assert Proxies(PROXIES, header).client("10.0.0.1", [line]) == "10.0.0.1"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(texts)
 def test_an_entry_is_an_address_or_none(text: str) -> None:
     address = address_in(text)

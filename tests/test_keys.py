@@ -191,14 +191,14 @@ def same_person(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(KEYS, KEYS)
 def test_the_encoding_tells_any_two_people_apart(one: Any, other: Any) -> None:
     assert (encode(one) == encode(other)) == same_person(one, other)
     assert (identify(one) == identify(other)) == same_person(one, other)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.text(st.characters()), KEYS)
 def test_no_key_looks_like_the_encoding_of_another(text: str, key: Any) -> None:
     written = encode(key)

@@ -938,7 +938,7 @@ def test_rule_12_several_budgets_and_keys_are_charged_as_the_plain_model_says(
 
 
 @given(forest=st.lists(trees(), min_size=1, max_size=3), limit=st.integers(1, 120), concurrently=st.booleans())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_rule_7_if_every_call_uses_at_most_what_it_reserved_the_limit_is_never_passed(
     forest: list[Node], limit: int, concurrently: bool
 ) -> None:

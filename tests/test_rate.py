@@ -172,7 +172,7 @@ def test_what_is_not_text_is_refused(read: Any, value: object) -> None:
 
 
 @given(st.text(max_size=40) | st.text("0123456789_,.kM/ perminutsdayhw", max_size=20))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_any_text_is_a_rate_or_an_invalid_limit(text: str) -> None:
     """Notation: a text is read, or raises InvalidLimit and nothing else."""
     try:
@@ -183,7 +183,7 @@ def test_any_text_is_a_rate_or_an_invalid_limit(text: str) -> None:
 
 
 @given(st.integers(1, MAX_AMOUNT), st.sampled_from(sorted(UNITS)), st.integers(1, 10_000))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_a_rate_reads_what_it_writes(amount: int, unit: str, count: int) -> None:
     """Notation: `Rate.parse(str(rate))` is the rate."""
     rate = Rate(amount, unit, count)

@@ -20,7 +20,7 @@ from quotalimit import TokenBudget, rate_limited, record_usage, token_budget
 
 from .helpers import open_holds, reply, used
 
-pytestmark = pytest.mark.usefixtures("time")
+pytestmark = pytest.mark.usefixtures("time", "small_heap")
 
 RESERVE = 500
 

@@ -45,7 +45,7 @@ CALLS = st.lists(st.tuples(STEPS, st.sampled_from(["alice", "bob"]), st.integers
 
 
 @given(LIMITS, st.sampled_from([None, 0, 4]), CALLS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_what_is_told_is_what_enforcing_would_have_refused(
     limit: Any, reserve: int | None, calls: list[tuple[int, str, int]]
 ) -> None:

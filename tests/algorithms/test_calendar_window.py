@@ -128,14 +128,14 @@ def answers(state: Any, now: int) -> list[int]:
 
 
 @given(traces())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 def test_decides_as_a_list_of_windows(steps: list[Step]) -> None:
     """Rules 3, 9 and 14: each call is decided as by the list, and a hold settles in its window or nowhere."""
     Play(steps)
 
 
 @given(traces(MOMENTS | BACK))
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=120)
 def test_a_clock_that_steps_back_keeps_the_count(steps: list[Step]) -> None:
     """Rule 19: after a step back the window becomes the present one, and marks keep their meaning."""
     Play(steps)
@@ -156,7 +156,7 @@ def test_after_a_step_back_nobody_gains_or_is_locked_out(steps: list[Step], back
 
 
 @given(traces(), LATER, LATER)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_a_state_that_does_not_matter_says_what_none_says(steps: list[Step], back: int, later: int) -> None:
     """Rules 19 and 22: what may be dropped decides like no state. (A store keeps what open charges have marked.)"""
     play = Play(steps)

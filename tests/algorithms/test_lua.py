@@ -158,7 +158,7 @@ ZERO_HELD_BEFORE_A_STEP_BACK: list[Op] = [
 
 
 @given(ops_of(small_steps, small_units), st.integers(1, 12))
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @example(ZERO_HELD_BEFORE_A_STEP_BACK, 4)
 def test_sliding_windows(server: Any, ops: list[Op], amount: int) -> None:
     play(server, SlidingWindow(Rate(amount, "second", 10)), ops)
@@ -188,7 +188,7 @@ counts = st.sampled_from([1, 7, 60, 86_400, 10**9, 9 * 10**9])
     large,
     counts,
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example([("take", 0, MAX_AMOUNT, 0, 0), ("fits", 3, MAX_AMOUNT, 0, 0)], 1, MAX_AMOUNT, 9 * 10**9)
 @example([("take", 0, MAX_AMOUNT, 0, 0), ("look", 2**48, 0, 0, 0)], MAX_AMOUNT, MAX_AMOUNT, 9 * 10**9)
 @example([("take", 0, MAX_AMOUNT, 0, 0), ("look", 86_400 * SECOND, 0, 0, 0)], 2**52 + 1, MAX_AMOUNT, 86_400)

@@ -130,14 +130,14 @@ def answers(state: Any, now: int) -> list[int]:
 
 
 @given(traces() | traces(**UNITS_ONLY))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_decides_as_a_list_of_charges(steps: list[Step]) -> None:
     """Rules 1, 9 and 14: each call is decided as by the list, whatever is settled, and whatever amount asks."""
     Play(steps)
 
 
 @given(traces(capacities=(5,), most_used=5) | traces(capacities=(5,), most_used=1, **UNITS_ONLY))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_no_interval_holds_more_than_the_amount(steps: list[Step]) -> None:
     """Rule 1: in no half-open interval of one period, however placed, are more than N units admitted and kept."""
     charges = Play(steps, refunds_only=True).oracle.all
@@ -194,7 +194,7 @@ def test_single_units_are_admitted_as_by_a_list_of_charges(capacity: int) -> Non
 
 
 @given(traces() | traces(**UNITS_ONLY), st.sampled_from(sorted(LIMITS)), st.integers(0, 10))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_waiting_as_told_admits_and_less_refuses(steps: list[Step], capacity: int, need: int) -> None:
     """Rule 3: after exactly the wait it fits, a microsecond earlier it does not; NEVER iff it never could."""
     play = Play(steps)
@@ -207,14 +207,14 @@ def test_waiting_as_told_admits_and_less_refuses(steps: list[Step], capacity: in
 
 
 @given(traces(MOMENTS | BACK, least_cost=1) | traces(MOMENTS | BACK, **UNITS_ONLY))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_a_clock_that_steps_back_moves_all_charges_alike(steps: list[Step]) -> None:
     """Rule 19: charges keep their distances and marks their meaning, through any number of steps back."""
     Play(steps)
 
 
 @given(traces(least_cost=1, most_used=5) | traces(**UNITS_ONLY), st.integers(1, 10 * PERIOD))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_after_a_step_back_all_is_as_it_was(steps: list[Step], back: int) -> None:
     """Rule 19: a re-dated state says what it said when its newest charge was taken: none gains, none loses."""
     play = Play(steps)
@@ -233,7 +233,7 @@ def test_after_a_step_back_all_is_as_it_was(steps: list[Step], back: int) -> Non
 
 
 @given(traces(), st.integers(1, 5 * PERIOD), st.integers(0, 2 * PERIOD), st.integers(1, 12))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_after_a_step_back_no_hold_gains_or_locks_out(steps: list[Step], back: int, later: int, used: int) -> None:
     """Rule 19: also where calls that hold nothing are open, a step back refuses nobody for longer than a period."""
     play = Play(steps)
@@ -254,7 +254,7 @@ def test_after_a_step_back_no_hold_gains_or_locks_out(steps: list[Step], back: i
     LATER,
     LATER,
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=70)
 def test_a_state_that_does_not_matter_says_what_none_says(steps: list[Step], back: int, later: int) -> None:
     """Rules 19 and 22: what may be dropped decides like no state. (A store keeps what open charges have marked.)"""
     play = Play(steps)

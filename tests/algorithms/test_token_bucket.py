@@ -149,28 +149,28 @@ def answers(state: Any, now: int) -> list[int]:
 
 
 @given(traces(limits=LIMITS) | traces())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_decides_as_exact_fractions(steps: list[Step]) -> None:
     """Rules 3, 9 and 14: each call is decided as in fractions, whatever is settled, whatever rate and burst ask."""
     Play(steps)
 
 
 @given(traces() | traces(MOMENTS | BACK))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_no_interval_holds_more_than_the_burst_and_what_refills(steps: list[Step]) -> None:
     """In any T never more than burst + rate * T units are admitted and kept, with refunds, debts and steps back."""
     PlayWithinBounds(steps)
 
 
 @given(traces(MOMENTS | BACK, limits=LIMITS))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_a_clock_that_steps_back_stops_for_the_bucket(steps: list[Step]) -> None:
     """Rule 19: a step back neither fills nor empties the bucket, and marks keep their meaning."""
     Play(steps)
 
 
 @given(traces(), st.sampled_from(LIMITS), st.integers(0, 13))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_waiting_as_told_admits_and_less_refuses(steps: list[Step], limit: TokenBucket, need: int) -> None:
     """Rule 3: after exactly the wait it fits, a microsecond earlier it does not; NEVER iff it never could."""
     play = Play(steps)
@@ -182,7 +182,7 @@ def test_waiting_as_told_admits_and_less_refuses(steps: list[Step], limit: Token
 
 
 @given(st.integers(1, 5), st.integers(0, 10_000), st.integers(0, 5), st.integers(0, 3 * FILL))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_debt_is_refilled_never_forgiven(held: int, over: int, need: int, elapsed: int) -> None:
     """Rule 14: a call that used more than it held is paid back at the rate to the last unit, however long it takes."""
     state, mark = THREE.take(None, held, START)
@@ -194,7 +194,7 @@ def test_debt_is_refilled_never_forgiven(held: int, over: int, need: int, elapse
 
 
 @given(st.integers(1, 5), st.integers(0, 5), st.integers(0, 2 * FILL))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_a_refund_is_less_what_has_refilled(held: int, used: int, elapsed: int) -> None:
     """Rule 14: the bucket gives back what was not used less what has refilled since, and so is never fuller for it."""
     assume(used <= held)
@@ -229,7 +229,7 @@ def test_a_refund_never_overfills() -> None:
 
 
 @given(traces(), st.integers(1, 10 * FILL))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=70)
 def test_after_a_step_back_all_is_as_it_was(steps: list[Step], back: int) -> None:
     """Rule 19: a re-dated state says what it said when it was last charged: none gains, none loses."""
     play = Play(steps)
@@ -243,7 +243,7 @@ def test_after_a_step_back_all_is_as_it_was(steps: list[Step], back: int) -> Non
 
 
 @given(traces(), LATER, LATER)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=70)
 def test_a_state_that_does_not_matter_says_what_none_says(steps: list[Step], back: int, later: int) -> None:
     """Rules 19 and 22: what may be dropped decides like no state. (A store keeps what open charges have marked.)"""
     play = Play(steps)

@@ -464,6 +464,6 @@ class BucketInterleavings(Interleavings):
 TestCalendarWindow = CalendarInterleavings.TestCase
 TestSlidingWindow = SlidingInterleavings.TestCase
 TestTokenBucket = BucketInterleavings.TestCase
-TestCalendarWindow.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)
+TestCalendarWindow.settings = settings(deadline=None, max_examples=80, stateful_step_count=40)
 TestSlidingWindow.settings = TestCalendarWindow.settings
-TestTokenBucket.settings = settings(TestCalendarWindow.settings, max_examples=200)
+TestTokenBucket.settings = settings(TestCalendarWindow.settings, max_examples=100)

@@ -222,7 +222,7 @@ def _journals(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @example(trace=list(HELD_NOTHING_FOR_A_WINDOW))
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave", "leave"), moves(*FORWARD)), max_size=30))
 def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: list[Any]) -> None:
@@ -233,7 +233,7 @@ def test_rule_21_one_process_decides_as_the_memory_store_does(kind: str, trace: 
 
 @others
 @pytest.mark.usefixtures("_journals", "_no_sweeps")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN, "enter", "leave"), moves(*FORWARD, *BACK)), max_size=30))
 def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: list[Any]) -> None:
     expected = replay([MemoryStore()], trace)
@@ -243,7 +243,7 @@ def test_rule_21_and_19_it_does_so_when_the_clock_steps_back(kind: str, trace: l
 
 @others
 @pytest.mark.usefixtures("_journals")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trace=st.lists(st.one_of(acts(*PLAIN), moves(*FORWARD)), max_size=30))
 def test_rule_21_two_processes_decide_as_one_does(kind: str, trace: list[Any]) -> None:
     """But for the word "busy": a process knows only its own holds. Nested calls are always of one process."""
@@ -263,7 +263,7 @@ ON_ONE_LOG = st.tuples(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(trace=st.lists(ON_ONE_LOG, min_size=15, max_size=40))
 def test_rule_21_processes_decide_as_one_does_on_a_window_in_a_journal(count: int, trace: list[Any]) -> None:
     """Its charges are few and come again and again: each journal begins, is read by others, and makes snapshots."""
