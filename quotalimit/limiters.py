@@ -230,21 +230,24 @@ class Limiter:
 
     def peek(self, key: Key) -> Decision:
         """What a call of one unit would be answered now. Charges nothing and raises nothing for a breach."""
-        store, claims = self._claims(key, 1, self.least)
-        if store.lines:
-            store.lines.announce(claims)
+        store, claims = self._looks(key)
         decisions = store.peek(claims)
         self.label(decisions)
         return slowest(decisions)
 
     async def peek_async(self, key: Key) -> Decision:
         """The twin of `peek`."""
-        store, claims = self._claims(key, 1, self.least)
-        if store.lines:
-            store.lines.announce(claims)
+        store, claims = self._looks(key)
         decisions = await store.peek_async(claims)
         self.label(decisions)
         return slowest(decisions)
+
+    def _looks(self, key: Key) -> tuple[Store, list[Claim]]:
+        """What a call of one unit would ask, behind those that wait."""
+        store, claims = self._claims(key, 1, self.least)
+        if store.lines:
+            store.lines.announce(claims)
+        return store, claims
 
     def reset(self, key: Key) -> None:
         """Forget what an identity used. Open holds are closed: their later settlements do nothing."""

@@ -151,7 +151,7 @@ class RedisStore(SharedStore):
     def _ask_simply(self, question: Question, undoable: bool) -> Talk[Answer | None]:
         """The answer to a call that stands alone; None, with nothing taken, for one that borrows or waits in line."""
         keys: list[bytes] = []
-        twins: tuple[str, ...] = ()
+        twins = set[str]()
         now = self._clock() if self._clock is not None else 0
         asks = _REPORT if question.report else _TAKE
         arguments = [b""]
@@ -167,14 +167,13 @@ class RedisStore(SharedStore):
                 return None
             address = self._address(counts, claim.limit)
             keys.append(b"%b:{%b}%b" % (self._prefix, _tag(claim.identity), address.suffix))
-            if address.twin not in twins:
-                twins = (*twins, address.twin)
+            twins.add(address.twin)
             plain = plain and address.is_sliding and claim.cost == 1 and not claim.holds
             arguments.append(address.simple(claim, now or clock.now() + self._ahead))
         if len(keys) > 1 and len(set(keys)) < len(keys):
             return None
         arguments[0] = _HEADER.pack(now, question.not_before, asks, 0, 0, plain)
-        told = yield from self._links.called(script_of(tuple(sorted(twins))), keys, arguments)
+        told = yield from self._links.called(script_of(frozenset(twins)), keys, arguments)
         reply = unpack(f"<{len(told) // 8}q", told)
         how, answer = reply[0], Answer(reply[1])
         if how == _UNKNOWN_WINDOW:
@@ -349,7 +348,7 @@ class RedisStore(SharedStore):
         keys = list(places)
         if turn.due:
             keys.append(turn.journal)
-        return script_of(tuple(sorted(twins))), keys, arguments
+        return script_of(frozenset(twins)), keys, arguments
 
     def _address(self, counts: SharedCounts, limit: Algorithm) -> Address:
         if counts.slot is None:

@@ -35,10 +35,10 @@ def twin_of(limit: Algorithm) -> str:
 
 
 @cache
-def script_of(twins: tuple[str, ...]) -> Script:
-    """The script for the algorithms whose twins are named."""
+def script_of(twins: frozenset[str]) -> Script:
+    """The script for the algorithms whose twins are named: the same, and of the same digest, in all processes."""
     folder = files("quotalimit.stores")
-    parts = folder.joinpath(_BEFORE).read_text(), assembled(twins), folder.joinpath(_AFTER).read_text()
+    parts = folder.joinpath(_BEFORE).read_text(), assembled(sorted(twins)), folder.joinpath(_AFTER).read_text()
     return Script("".join(parts))
 
 
