@@ -144,7 +144,10 @@ class TokenLayer(Layer):
         Of what is not the whole result it says how it goes with the others.
         """
         if self._usage is read_usage:
-            for response, sources in responses_in(answer):
+            responses = responses_in(answer)
+            if whole and len(responses) > 1 and read_usage(answer) is None:  # together more than can be counted
+                return
+            for response, sources in responses:
                 report = read_usage(response) if whole else read_report(response, streaming=streaming)
                 if report is not None:
                     yield report, sources

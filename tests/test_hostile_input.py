@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quotalimit import (
@@ -329,6 +329,7 @@ whatever = MemoryStore()
 
 
 @settings(deadline=None, max_examples=200)
+@example([{"prompt_tokens": 2**52}, {"prompt_tokens": 2**52}])
 @given(answers)
 def test_whatever_a_call_returns_its_charge_is_known_usage_or_its_reserve(answer: Any) -> None:
     budget = TokenBudget(f"{MAX_UNITS}/day", store=whatever)
