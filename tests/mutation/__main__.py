@@ -50,7 +50,12 @@ def main() -> int:
             tests, seconds = choice.tests_for(mutant, arguments.seconds, arguments.tests)
             bench = benches.get()
             try:
-                return bench.survives(mutant, tests, SLACK * (1 + seconds), unknown)
+                outcome = bench.survives(mutant, tests, SLACK * (1 + seconds), unknown)
+                if outcome == "":
+                    print(f"takes too long: {mutant}", file=sys.stderr, flush=True)
+                elif isinstance(outcome, str):
+                    choice.note_killer(outcome)
+                return outcome is True
             finally:
                 benches.put(bench)
 

@@ -9,8 +9,8 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import cache_from_source
 from multiprocessing.connection import Connection
@@ -26,20 +26,22 @@ from hypothesis import Phase, settings
 
 from .mutants import ROOT, Mutant
 
-PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin")
+PLUGINS = ("pytest_asyncio.plugin", "_hypothesis_pytestplugin", "llmock.pytest_plugin")
 LONGEST = 300.0
 """Seconds that files of tests may take."""
+COLD = 20.0
+"""Seconds that a process may take to import tests anew."""
 
 FORK = multiprocessing.get_context("fork")
 
 
 class Trial(NamedTuple):
-    """What a nursery is asked: whether these tests pass, in time, with these functions changed."""
+    """What a nursery is asked: whether tests pass, in time, with the functions of a module as in a tree, if any."""
 
     tests: Sequence[str]
     seconds: float
     path: Path
-    tree: ast.Module
+    tree: ast.Module | None
 
 
 class Bench:
@@ -55,30 +57,43 @@ class Bench:
                 shutil.copy(source, directory / name)
 
         self._nursery, theirs = FORK.Pipe()
-        FORK.Process(target=_run, args=(self._root, ["tests"], [Nursery(theirs)])).start()
+        FORK.Process(target=_run, args=(self._root, ["tests"], [Nursery(self._root, theirs)])).start()
         assert self._nursery.recv(), "the tests can be collected"
 
-    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float, files: Sequence[str] = ()) -> bool:
-        """Whether no test notices a mutant. `files` are tests that are imported anew, and tried last."""
+    def survives(self, mutant: Mutant, tests: Sequence[str], seconds: float, files: Sequence[str] = ()) -> bool | str:
+        """Whether no test notices a mutant, or which does: "" if they take too long.
+
+        `files` are tests that are imported anew, and tried last.
+        """
         place = self._root / mutant.path.relative_to(ROOT)
         kept = place.read_text()
         compiled = Path(cache_from_source(place))  # two mutants of one size may be written in one second
         compiled.unlink(missing_ok=True)
         place.write_text(ast.unparse(mutant.tree))  # also where forks need not read it: tests start processes
+        survives: bool | str
         try:
             if mutant.inside and _cells(ast.parse(kept)) == _cells(mutant.tree):
-                self._nursery.send(Trial(tests, seconds, place, mutant.tree))
-                survives: bool = self._nursery.recv()
+                survives = self._ask(Trial(tests, seconds, place, mutant.tree))
             else:
-                survives = self.passes(tests, seconds)
-            return survives and (not files or self.passes(files, LONGEST))
+                survives = not tests or self.passes(tests, COLD + seconds)
+            if survives is True and files:
+                survives = self.passes(files, LONGEST)
         finally:
             place.write_text(kept)
             compiled.unlink(missing_ok=True)
+        if isinstance(survives, str) and survives and self._ask(Trial([survives], seconds, place, None)) is not True:
+            return self.survives(mutant, [test for test in tests if test != survives], seconds, files)
+        return survives
+
+    def _ask(self, trial: Trial) -> bool | str:
+        """Whether tests pass in a fork, or which of them is the first that does not."""
+        self._nursery.send(trial)
+        answer: bool | str = self._nursery.recv()
+        return answer
 
     def passes(self, options: Sequence[str], seconds: float) -> bool:
         """Whether tests pass, in time, in a process that imports them anew."""
-        return _succeeds(_run, self._root, options, seconds=seconds)
+        return _succeeds(_run, self._root, options, [Frozen()], seconds=seconds)
 
     def close(self) -> None:
         """End the process that has collected the tests."""
@@ -88,8 +103,15 @@ class Bench:
 class Nursery:
     """A pytest plugin that runs some of the tests, in a fork, each time that it is asked to."""
 
-    def __init__(self, asked: Connection) -> None:
+    def __init__(self, root: Path, asked: Connection) -> None:
+        self._root = root
         self._asked = asked
+        self._failed: Connection | None = None
+        """Where a fork tells which test failed."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self._failed is not None:
+            self._failed.send(report.nodeid)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         from tests.stores import servers  # the copy's
@@ -99,12 +121,32 @@ class Nursery:
         servers.cluster()
         shared = servers._running.copy()
         servers._running.clear()  # which the forks would stop
+        functions = _functions_in(self._root / "quotalimit")
+        _freeze()
         self._asked.send(True)
         while (trial := self._asked.recv()) is not None:
             session.items = [items[test] for test in trial.tests if test in items]
-            self._asked.send(_succeeds(_run_items, session, trial, seconds=trial.seconds))
+            told, self._failed = FORK.Pipe(duplex=False)
+            survives = _succeeds(_run_items, session, trial, functions[str(trial.path)], seconds=trial.seconds)
+            self._failed.close()
+            killer = ""
+            with told, suppress(EOFError):  # none was told
+                killer = told.recv()
+            self._asked.send(survives or killer)
         servers._running += shared
         return True
+
+
+class Frozen:
+    """A pytest plugin that keeps all tests out of the collections of garbage that one of them makes."""
+
+    def pytest_collection_finish(self) -> None:
+        _freeze()
+
+
+def _freeze() -> None:
+    gc.freeze()
+    gc.unfreeze = lambda: None
 
 
 def _succeeds(target: Any, *arguments: object, seconds: float) -> bool:
@@ -142,9 +184,10 @@ def _run(root: Path, options: Sequence[str], plugins: Sequence[object] = ()) -> 
     )  # at once: the threads that would be waited for are the parent's
 
 
-def _run_items(session: pytest.Session, trial: Trial) -> None:
+def _run_items(session: pytest.Session, trial: Trial, functions: Sequence[FunctionType]) -> None:
     os.setsid()
-    change_functions(trial.path, trial.tree)
+    if trial.tree is not None:
+        change_functions(functions, trial.path, trial.tree)
     try:
         pytest_runtestloop(session)
     except BaseException:  # the first failure ends the loop by an exception
@@ -152,16 +195,24 @@ def _run_items(session: pytest.Session, trial: Trial) -> None:
     os._exit(1 if session.testsfailed else 0)
 
 
-def change_functions(path: Path, tree: ast.Module) -> None:
-    """Give all functions of a module, wherever they are, the code that they have in another tree."""
+def _functions_in(package: Path) -> defaultdict[str, list[FunctionType]]:
+    """The functions of the modules of a package, wherever they are."""
+    found: defaultdict[str, list[FunctionType]] = defaultdict(list)
+    for each in gc.get_objects():
+        if type(each) is FunctionType and each.__code__.co_filename.startswith(str(package)):
+            found[each.__code__.co_filename].append(each)
+    return found
+
+
+def change_functions(functions: Iterable[FunctionType], path: Path, tree: ast.Module) -> None:
+    """Give the functions of a module the code that they have in another tree."""
     codes = [(_place(code), code) for code in _codes(compile(tree, str(path), "exec"))]
     often = Counter(place for place, _ in codes)
     changed = {place: code for place, code in codes if often[place] == 1}
-    for each in gc.get_objects():
-        if type(each) is FunctionType and each.__code__.co_filename == str(path):
-            code = changed.get(_place(each.__code__))
-            if code is not None:
-                each.__code__ = code
+    for each in functions:
+        code = changed.get(_place(each.__code__))
+        if code is not None:
+            each.__code__ = code
 
 
 def _cells(tree: ast.Module) -> list[tuple[object, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +20,10 @@ RECORDING = ROOT / ".mutation"
 LINES, TIMES = RECORDING / "lines.coverage", RECORDING / "times.json"
 LEFT_OUT = ("tests/test_architecture.py",)
 """Tests that read the package instead of running it: the copies have lost its comments."""
+
+_BESIDES = 0.003
+"""Seconds that any test takes besides what it says."""
+_MOST_KILLERS = 30
 
 _times: defaultdict[str, float] = defaultdict(float)
 
@@ -53,9 +57,13 @@ class Choice:
         self._data = CoverageData(str(LINES))
         self._data.read()
         self._times: dict[str, float] = json.loads(TIMES.read_text())
+        self._killers: list[str] = []
 
     def tests_for(self, mutant: Mutant, seconds: float, files: Sequence[str] = ()) -> tuple[list[str], float]:
-        """The tests that run what is changed, the fastest first, as many as take the seconds; and how long they take.
+        """The tests that run what is changed, as many as take the seconds; and how long they take.
+
+        First come those that killed mutants of late, then one of each function, the fastest first: what many sets of
+        parameters of one function say is much the same.
 
         Those of the files come besides, however long they take. Of what no test was seen to run, as it is run when
         the module is imported or in another process, those that run anything of the module.
@@ -65,12 +73,28 @@ class Choice:
         tests = tests or _named(name for names in contexts.values() for name in names)
         chosen: list[str] = []
         taken = 0.0
-        for test in sorted(tests, key=lambda test: (self._times[test], test)):
-            if taken + self._times[test] <= seconds:
+        for test in [*(test for test in self._killers if test in tests), *self._in_turn(tests)]:
+            time = self._times[test] + _BESIDES
+            if taken + time <= seconds and test not in chosen:
                 chosen.append(test)
-                taken += self._times[test]
+                taken += time
         besides = [test for test in tests.difference(chosen) if test.startswith(tuple(files))] if files else []
         return [*chosen, *besides], taken + sum(self._times[test] for test in besides)
+
+    def note_killer(self, test: str) -> None:
+        """Know which test noticed a mutant."""
+        if test in self._times:
+            self._killers = [test, *(other for other in self._killers if other != test)][:_MOST_KILLERS]
+
+    def _in_turn(self, tests: Iterable[str]) -> list[str]:
+        """Tests in turns, in each of which every function is tried once."""
+        turns: Counter[str] = Counter()
+        placed: list[tuple[int, float, str]] = []
+        for test in sorted(tests, key=lambda test: (self._times[test], test)):
+            function = test.partition("[")[0]
+            placed.append((turns[function], self._times[test], test))
+            turns[function] += 1
+        return [test for _, _, test in sorted(placed)]
 
     def unknown(self, files: Sequence[str]) -> list[str]:
         """The files of whose tests there is no recording."""
