@@ -295,7 +295,6 @@ class Call(Recorder):
         """Settle another call, which began with this one and has not run, together with this one."""
         self._parts = [*self.parts, *other.parts]
         self.records = self.records or other.records
-        other._ends = []
 
     def lenders(self, counts: Counts, identity: Identity) -> list[Charge]:
         """The call's own open charges on a count."""

@@ -78,7 +78,7 @@ class Recorder:
     enclosing: Recorder | None = None
     """The call that it runs in."""
 
-    records = True
+    records: bool
     """Whether a token budget is among the call's layers."""
 
     finished = False

@@ -313,6 +313,21 @@ def test_layers_on_two_stores_are_no_common_call(first: str, tmp_path: Path) -> 
     file.close()
 
 
+@pytest.mark.parametrize("recorded", [0, 3])
+@pytest.mark.parametrize("budgets", [1, 2])
+def test_rule_8_of_common_calls_all_usage_counts_on_all_budgets(budgets: int, recorded: int) -> None:
+    def chat(user: str) -> Any:
+        if recorded:
+            record_usage(reply(recorded))
+        return reply(4)
+
+    for _ in range(budgets):
+        chat = token_budget("1000/day", key="user", reserve=50)(chat)
+    for _ in range(3):
+        chat("alice")
+    assert [used(budget) for budget in limiters_of(chat)] == [12 + 3 * recorded] * budgets
+
+
 def test_rule_12_a_nested_call_is_not_common() -> None:
     budget = TokenBudget("100/day")
     inner = token_budget(budget, key="user", reserve=60)(lambda user: reply(10))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from unittest import mock
-from weakref import ref
+from weakref import WeakSet, ref
 
 import pytest
 import time_machine
@@ -281,6 +281,27 @@ def test_a_settled_hold_keeps_no_response_alive(budget: TokenBudget) -> None:
     assert used(budget) == 12
 
 
+class Slotted:
+    """A response that knows no weak references; when it goes away can be seen by what is in it."""
+
+    __slots__ = ("inner", "usage")
+
+    def __init__(self) -> None:
+        self.usage = Usage(10, 2)
+        self.inner = Response()
+
+
+def test_a_settled_hold_keeps_nothing_alive_that_knows_no_weak_references(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 60) as hold:
+        response = Slotted()
+        seen = ref(response.inner)
+        record_usage(response)
+        del response
+    assert seen() is None
+    assert hold.settlement is not None
+    assert used(budget) == 12
+
+
 def test_a_stream_that_has_ended_keeps_no_item_alive(budget: TokenBudget) -> None:
     class Stream:
         """A stream of an SDK."""
@@ -306,6 +327,20 @@ def test_a_stream_that_has_ended_keeps_no_item_alive(budget: TokenBudget) -> Non
     assert [item() for item in seen] == [None]
     assert stream.left < 0
     assert used(budget) == 12
+
+
+def test_a_stream_of_what_knows_no_weak_references_keeps_its_last_items_alive_alone() -> None:
+    """Those that may be recorded after they were yielded."""
+    made: WeakSet[Response] = WeakSet()
+
+    @token_budget("1M/day", key="user")
+    def chat(user: str) -> Iterator[Slotted]:
+        for _ in range(2_500):
+            item = Slotted()
+            made.add(item.inner)
+            yield item
+
+    assert max(len(made) for _ in chat("alice")) < 2_100
 
 
 def test_usage_recorded_after_the_settlement_belongs_to_nobody(budget: TokenBudget) -> None:

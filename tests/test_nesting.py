@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
-from weakref import ref
+from weakref import WeakSet, ref
 
 import pytest
 import time_machine
@@ -1162,6 +1162,62 @@ def test_rule_12_of_a_long_nested_stream_every_item_counts_once_be_it_handed_on_
     for _ in outer("alice"):
         pass
     assert (used(one), used(other)) == (1_500, 1_500)
+
+
+def test_rule_8_a_response_that_two_nested_calls_recorded_counts_once(budget: TokenBudget) -> None:
+    shared = reply(30)
+    inside = TokenBudget("100/day")
+    ask = token_budget(inside, key="user")(lambda user: record_usage(shared))
+    call(budget, lambda: [ask("alice"), ask("alice")])
+    assert (used(inside), used(budget)) == (60, 30)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_rule_8_responses_that_settled_a_hold_inside_count_once(budget: TokenBudget, recorded: bool) -> None:
+    inside = TokenBudget("100/day")
+
+    def body() -> object:
+        responses = [reply(20), reply(10)]
+        hold = inside.reserve("alice", 50)
+        if recorded:
+            record_usage(responses)
+        hold.settle(responses)
+        return None if recorded else responses
+
+    call(budget, body)
+    assert (used(inside), used(budget)) == (30, 30)
+
+
+def test_a_long_nested_stream_keeps_few_of_its_items_alive(budget: TokenBudget) -> None:
+    made: WeakSet[Response] = WeakSet()
+
+    @token_budget(budget, key="user")
+    def inner(user: str) -> Iterator[Response]:
+        for _ in range(300):
+            item = Response()
+            made.add(item)
+            yield item
+
+    outer = token_budget(budget, key="user")(lambda user: max(len(made) for _ in inner(user)))
+    assert outer("alice") < 100
+
+
+def test_rule_10_a_nested_call_whose_weigh_makes_no_sense_is_charged_its_hold(budget: TokenBudget) -> None:
+    inside = TokenBudget("100/day")
+    call(budget, lambda: call(inside, lambda: reply(30), reserve=20, weigh=lambda usage: -5), reserve=50)
+    assert (used(inside), used(budget)) == (20, 30)
+
+
+def test_rule_12_of_numbers_alone_the_outermost_budgets_travels_up() -> None:
+    one, other, outside = (TokenBudget("100/day", name=name) for name in ("one", "other", "outside"))
+
+    @token_budget(one, key="user", usage=lambda result: 5)
+    @token_budget(other, key="user", usage=lambda result: 7)
+    def inner(user: str) -> object:
+        return reply(30)
+
+    call(outside, lambda: inner("alice"))
+    assert (used(one), used(other), used(outside)) == (5, 7, 5)
 
 
 def test_rule_12_a_budget_on_the_outer_call_gets_the_usage_and_not_another_ones_number() -> None:

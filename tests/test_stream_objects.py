@@ -475,6 +475,19 @@ def test_rule_8_a_stream_whose_items_tell_no_usage_is_asked_for_it(end: Callable
     assert charged(Live, end) == total
 
 
+class Totalled(Items):
+    """A stream that tells usage in its items, and its total."""
+
+    @property
+    def usage(self) -> Any:
+        return reply(12).usage
+
+
+@pytest.mark.parametrize("end", [drain, drain_async])
+def test_rule_8_a_stream_whose_items_tell_usage_is_not_asked_for_it(end: Callable[[Any], None]) -> None:
+    assert charged(Totalled, end) == 12
+
+
 def test_rule_12_usage_that_a_stream_tells_of_itself_counts_once_for_nested_calls() -> None:
     inner, outer = TokenBudget("1000/day"), TokenBudget("1000/day")
     ask = token_budget(inner, key="user", reserve=50)(lambda user: Live())

@@ -280,6 +280,37 @@ def test_a_stream_broken_off_is_charged_what_its_items_reported_so_far() -> None
     assert used(budget) == 5
 
 
+ANTHROPIC = {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 100, "output_tokens": 1}}}
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+@pytest.mark.parametrize("end", ["closed", "failed", "ended"])
+@pytest.mark.parametrize("told", [ANTHROPIC, reply(100, 1)], ids=["before the answer", "meanwhile"])
+def test_rule_8_text_that_came_after_the_last_usage_of_a_stream_is_estimated(
+    told: object, end: str, handed_on: bool
+) -> None:
+    inside, outside = TokenBudget("1000/day"), TokenBudget("1000/day")
+
+    @token_budget(inside, key="user")
+    def inner(user: str) -> Generator[Any]:
+        yield told
+        yield "word" * 10
+        if end == "failed":
+            raise TimeoutError
+        if end == "closed":
+            yield "not read"
+
+    outer = token_budget(outside, key="user")(lambda user: (yield from inner(user)))
+    stream = (outer if handed_on else inner)("alice")
+    with suppress(TimeoutError):
+        for item in stream:
+            if end == "closed" and item is not told:
+                stream.close()
+    whole = end == "ended" and told is not ANTHROPIC  # such a stream tells all that it used before it ends
+    charged = 101 if whole else 111
+    assert (used(inside), used(outside)) == (charged, charged if handed_on else 0)
+
+
 def test_rule_8_the_text_of_a_stream_is_counted_when_nothing_else_is_known() -> None:
     budget = TokenBudget("1000/day")
 
@@ -320,9 +351,10 @@ def test_usage_recorded_in_the_body_is_charged_and_that_of_the_consumer_is_not()
         yield 1
         record_usage(4)
 
-    for _ in stream("alice"):
-        assert record_usage(1000) is False
-    assert used(budget) == 7
+    with collect_decisions() as seen:
+        for _ in stream("alice"):
+            assert record_usage(1000) is False
+    assert (seen[0].settlement and seen[0].settlement.source, used(budget)) == ("recorded", 7)
 
 
 def test_the_settlement_of_a_stream_appears_when_it_has_ended() -> None:

@@ -39,6 +39,7 @@ from quotalimit import (
     record_usage,
     token_budget,
 )
+from quotalimit.amounts import MAX_UNITS
 
 from .helpers import NOON, open_holds, reply, used
 
@@ -539,6 +540,11 @@ def test_rule_10_recording_a_number_that_makes_no_sense_is_an_error_and_charges_
     assert used(budget) == 50
 
 
+def test_rule_9_more_than_can_be_counted_is_charged_as_the_most_that_can_be() -> None:
+    chat = token_budget("1000/day", key="user")(lambda user: [record_usage(MAX_UNITS), record_usage(5)])
+    assert settlement_of(lambda: chat("alice")).used == MAX_UNITS
+
+
 def test_rule_10_missing_usage_is_unknown_though_other_fields_are_there() -> None:
     assert charged({"usage": {"seconds": 5}}) == (50, "reserved")
     assert charged({"usage": {"prompt_tokens": None, "completion_tokens": None}}) == (50, "reserved")
@@ -657,7 +663,9 @@ def test_rule_13_what_was_recorded_before_the_exception_is_charged(error: BaseEx
         (ValueError(), lambda error: 0, (0, "reported")),
         (ValueError(9), lambda error: error.args[0], (9, "reported")),
         (ValueError(), lambda error: 1 / 0, (50, "reserved")),
+        (ValueError(), lambda error: Usage(), (0, "reported")),
         (openai.LengthFinishReasonError(completion=COMPLETION), lambda error: RELEASE, (0, "released")),
+        (openai.LengthFinishReasonError(completion=COMPLETION), lambda error: 12, (12, "reported")),
     ],
 )
 def test_rule_13_on_error_decides_otherwise(error: BaseException, on_error: Any, outcome: tuple[int, str]) -> None:

@@ -116,6 +116,22 @@ def test_beside_it_the_others_are_enforced_and_charged(heard: list[Event], store
     assert [used(limiter) for limiter in limiters_of(chat)] == [2, 1, 14]
 
 
+@pytest.mark.parametrize("tried", ["calls", "tokens"])
+def test_what_it_holds_is_settled_with_what_the_others_hold(tried: str, store: Store) -> None:
+    @rate_limited("9/day", key="user", name="calls", store=store, refund_on=ValueError, enforce=tried != "calls")
+    @token_budget("100/day", key="user", name="tokens", store=store, reserve=9, enforce=tried != "tokens")
+    def chat(user: str, error: Exception | None = None) -> Any:
+        assert record_usage(reply(3))
+        if error:
+            raise error
+        return reply(4)
+
+    chat("alice")
+    with pytest.raises(ValueError, match="refunded"):
+        chat("alice", ValueError("refunded"))
+    assert [used(limiter) for limiter in limiters_of(chat)] == [1, 10]
+
+
 def test_all_layers_that_are_tried_are_charged_or_none(heard: list[Event]) -> None:
     """Rule 2 holds among them, as it would if they were enforced."""
 
