@@ -138,6 +138,9 @@ def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     hold = tokens.reserve("alice", 60)
     tokens.reset("alice")
     tokens.charge("alice", 10)
+    with pytest.raises(TokenBudgetExceeded) as refusal:
+        tokens.charge("alice", 100)
+    assert refusal.value.reason == "exhausted"
     hold.settle(0)
     store.flush()
     assert used(tokens) == 10

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,13 +29,16 @@ from quotalimit import (
     StoreUnavailable,
     TokenBucket,
     TokenBudget,
+    TokenBudgetExceeded,
     everyone,
     limiters_of,
     rate_limited,
     store_from_url,
 )
 from quotalimit.stores.database import Database
+from quotalimit.stores.rows import Rows
 from quotalimit.stores.sqlite import SQLiteStore
+from quotalimit.stores.writer import Writer
 
 from ..helpers import used
 
@@ -96,6 +100,15 @@ def test_a_url_that_names_no_file_is_refused(url: str) -> None:
 def test_a_missing_directory_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"missing/counts.db' cannot be opened: make its directory"):
         SQLiteStore(tmp_path / "missing" / "counts.db")
+
+
+def test_a_store_that_allows_can_be_made_of_a_missing_directory_and_says_so_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SQLiteStore(tmp_path / "missing" / "counts.db", on_unavailable="allow")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert RateLimiter("1/day", name="calls", store=store).allow("alice")
+    assert len(caplog.records) == 1
 
 
 def test_a_file_that_is_no_database_is_told_at_once(path: Path) -> None:
@@ -221,19 +234,31 @@ def test_rule_5_all_who_counted_in_a_file_that_is_moved_away_count_in_the_new_on
     second.close()
 
 
+@pytest.mark.parametrize("remedy", ["made anew", "another's"])
 def test_rule_14_what_was_held_in_a_file_that_was_moved_away_gives_nothing_back_in_the_new_one(
-    path: Path, store: SQLiteStore
+    path: Path, remedy: str
 ) -> None:
+    SQLiteStore(path).close()
+    store = SQLiteStore(path, timeout=0.01)
     budget = TokenBudget("1000/day", name="tokens", store=store)
     hold = budget.reserve("alice", 500)
     settled = budget.reserve("alice", 100)
-    settled.settle(0)
-    for file in path.parent.iterdir():
-        file.unlink()
-    budget.charge("alice", 600)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        settled.settle(0)  # which cannot be written
+        for file in path.parent.iterdir():
+            file.unlink()
+    if remedy == "another's":
+        another = SQLiteStore(path.with_name("another.db"))
+        TokenBudget("1000/day", name="tokens", store=another).charge("alice", 300)
+        another.close()
+        path.with_name("another.db").rename(path)
+    with patch("quotalimit.clock.monotonic", return_value=10.0**9):
+        budget.charge("alice", 600)
     hold.settle(10)
-    assert used(budget) == 600
+    assert used(budget) == (600 if remedy == "made anew" else 900)
     assert not store.busy
+    store.close()
 
 
 def test_rule_11_a_store_that_is_closed_writes_what_was_settled_though_the_last_call_failed(
@@ -252,7 +277,59 @@ def test_rule_11_a_store_that_is_closed_writes_what_was_settled_though_the_last_
     second.close()
 
 
+@pytest.mark.parametrize("limit", ["1000/day", SlidingWindow("1000/day")], ids=["small", "in a journal"])
+def test_rule_2_a_call_that_is_interrupted_before_it_is_written_has_changed_nothing(
+    store: SQLiteStore, other: sqlite3.Connection, limit: Any
+) -> None:
+    budget = TokenBudget(limit, name="tokens", store=store)
+    for _ in range(130):  # each at a time of its own
+        budget.charge("alice", 1)
+    assert rows(other, "snapshots") == isinstance(limit, SlidingWindow)
+    with budget.reserve("alice", 500):
+        with patch.object(Rows, "sweep", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            budget.reserve("alice", 500)
+        assert used(budget) == 630
+        budget.reserve("alice", 500).settle(0)
+        budget.charge("alice", 370)
+        with pytest.raises(TokenBudgetExceeded) as refusal:
+            budget.charge("alice", 1)
+        assert refusal.value.reason == "busy"
+
+
+def test_rule_11_a_call_that_is_interrupted_after_it_was_written_is_charged_once(store: SQLiteStore) -> None:
+    budget = TokenBudget("1000/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 500)
+    really = Database.__exit__
+
+    def interrupted(self: Database, *arguments: Any) -> None:
+        really(self, *arguments)
+        raise KeyboardInterrupt
+
+    with patch.object(store, "flush"), patch.object(Writer, "ring"):
+        hold.settle(100)  # which the next call writes
+        with patch.object(Database, "__exit__", interrupted), pytest.raises(KeyboardInterrupt):
+            budget.reserve("alice", 300)
+    assert used(budget) == 100
+    assert not store.busy
+
+
 # The lock
+
+
+def test_a_store_that_must_not_wait_asks_a_file_that_is_free(path: Path) -> None:
+    store = SQLiteStore(path, timeout=1e-9)
+    assert RateLimiter("5/day", name="calls", store=store).allow("alice")
+    store.close()
+
+
+def test_rule_24_a_thread_waits_for_others_of_its_process_no_longer_than_for_the_file(path: Path) -> None:
+    store = SQLiteStore(path, timeout=0.02)
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    with ThreadPoolExecutor(1) as threads, store._lock:
+        asked = threads.submit(limiter.acquire, "alice")
+        with pytest.raises(StoreUnavailable, match=r"has been locked for 0\.02 s"):
+            asked.result(10)
+    store.close()
 
 
 def test_rule_24_a_locked_file_raises_with_its_path_and_the_remedy(
@@ -381,10 +458,12 @@ async def test_a_call_that_is_cancelled_and_then_fails_says_nothing(
 ) -> None:
     limiter = RateLimiter("5/day", name="calls", store=store)
     other.execute("BEGIN IMMEDIATE")
-    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    calls = [asyncio.ensure_future(limiter.acquire_async("alice")) for _ in range(2)]  # the second in its turn
     await asyncio.sleep(0.05)
-    call.cancel()
-    assert [type(result) for result in await asyncio.gather(call, return_exceptions=True)] == [asyncio.CancelledError]
+    for call in calls:
+        call.cancel()
+    cancelled = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in cancelled] == [asyncio.CancelledError] * 2
     assert store._threads is not None
     store._threads.shutdown()
     assert not caplog.records
@@ -543,6 +622,24 @@ def test_a_file_has_the_changes_of_a_large_window_as_its_version_says(
     assert (taken[0], taken[1], taken[3]) == (1, at, 25)
     assert (settled[0], settled[1], settled[3]) == (2, at, -21)
     assert redated == (0, at - 5_000_000, 0, 0)
+
+
+def test_rule_5_a_large_window_of_a_file_that_was_moved_away_is_none_of_the_new_one(
+    path: Path, store: SQLiteStore
+) -> None:
+    another = SQLiteStore(path.with_name("another.db"))
+    limiters = [RateLimiter("1M/day", name="calls", store=made) for made in (store, another)]
+    with time_machine.travel(1_800_000_000, tick=False) as clock:
+        for limiter in limiters:
+            for _ in range(140):
+                clock.shift(1)
+                limiter.acquire("alice")
+            clock.shift(18 * 3600)
+        another.close()
+        for file in path.parent.glob("counts.db-*"):
+            file.unlink()
+        path.with_name("another.db").rename(path)
+        assert used(limiters[0]) == 140  # those of before are more than a day old
 
 
 def test_a_window_that_is_small_again_leaves_its_journal(store: SQLiteStore, other: sqlite3.Connection) -> None:
