@@ -36,12 +36,12 @@ FORK = multiprocessing.get_context("fork")
 
 
 class Trial(NamedTuple):
-    """What a nursery is asked: whether tests pass, in time, with the functions of a module as in a tree, if any."""
+    """What a nursery is asked: whether tests pass, in time, with the functions of a module as they are in a tree."""
 
     tests: Sequence[str]
     seconds: float
     path: Path
-    tree: ast.Module | None
+    tree: ast.Module
 
 
 class Bench:
@@ -49,6 +49,8 @@ class Bench:
 
     def __init__(self, directory: Path) -> None:
         self._root = directory
+        self._unfit: set[str] = set()
+        """Tests that fail here also without a mutant."""
         for name in ("quotalimit", "tests", "pyproject.toml", "setup.cfg", "README.md"):
             source = ROOT / name
             if source.is_dir():
@@ -67,12 +69,14 @@ class Bench:
         """
         place = self._root / mutant.path.relative_to(ROOT)
         kept = place.read_text()
+        original = ast.parse(kept)
+        tests = [test for test in tests if test not in self._unfit]
         compiled = Path(cache_from_source(place))  # two mutants of one size may be written in one second
         compiled.unlink(missing_ok=True)
         place.write_text(ast.unparse(mutant.tree))  # also where forks need not read it: tests start processes
         survives: bool | str
         try:
-            if mutant.inside and _cells(ast.parse(kept)) == _cells(mutant.tree):
+            if mutant.inside and _cells(original) == _cells(mutant.tree):
                 survives = self._ask(Trial(tests, seconds, place, mutant.tree))
             else:
                 survives = not tests or self.passes(tests, COLD + seconds)
@@ -81,8 +85,10 @@ class Bench:
         finally:
             place.write_text(kept)
             compiled.unlink(missing_ok=True)
-        if isinstance(survives, str) and survives and self._ask(Trial([survives], seconds, place, None)) is not True:
-            return self.survives(mutant, [test for test in tests if test != survives], seconds, files)
+        killer = survives if isinstance(survives, str) else ""
+        if killer and self._ask(Trial([killer], seconds, place, original)) is not True:
+            self._unfit.add(killer)
+            return self.survives(mutant, tests, seconds, files)
         return survives
 
     def _ask(self, trial: Trial) -> bool | str:
@@ -134,6 +140,7 @@ class Nursery:
                 killer = told.recv()
             self._asked.send(survives or killer)
         servers._running += shared
+        servers.stop()  # the fixture that does it was set up in forks alone
         return True
 
 
@@ -186,8 +193,7 @@ def _run(root: Path, options: Sequence[str], plugins: Sequence[object] = ()) -> 
 
 def _run_items(session: pytest.Session, trial: Trial, functions: Sequence[FunctionType]) -> None:
     os.setsid()
-    if trial.tree is not None:
-        change_functions(functions, trial.path, trial.tree)
+    change_functions(functions, trial.path, trial.tree)
     try:
         pytest_runtestloop(session)
     except BaseException:  # the first failure ends the loop by an exception

@@ -73,9 +73,9 @@ class Choice:
         tests = tests or _named(name for names in contexts.values() for name in names)
         chosen: list[str] = []
         taken = 0.0
-        for test in [*(test for test in self._killers if test in tests), *self._in_turn(tests)]:
+        for test in dict.fromkeys([*(test for test in self._killers if test in tests), *self._in_turn(tests)]):
             time = self._times[test] + _BESIDES
-            if taken + time <= seconds and test not in chosen:
+            if taken + time <= seconds:
                 chosen.append(test)
                 taken += time
         besides = [test for test in tests.difference(chosen) if test.startswith(tuple(files))] if files else []
