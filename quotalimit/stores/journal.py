@@ -38,8 +38,7 @@ _STEP: Final = Struct("<Bqqq")
 def make(step: Step, state: State, limit: Algorithm) -> State:
     """Make a change of a state again, as it was made where it was decided."""
     kind, now, mark, units = step
-    if state is not None:
-        state = limit.redate(state, now)
+    state = limit.redate(state, now)
     if kind == TAKE:
         return limit.take(state, units, now)[0]
     return limit.adjust(state, mark, units, now) if kind == ADJUST else state
