@@ -360,6 +360,16 @@ def test_rule_11_a_call_that_is_interrupted_after_it_was_written_is_charged_once
     assert not store.busy
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_no_connection_is_carried_across_a_fork(store: SQLiteStore) -> None:
+    """SQLite would take its parent's locks for its own."""
+    RateLimiter("5/day", name="calls", store=store).acquire("alice")
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if store._database._connection is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 # The lock
 
 
