@@ -65,17 +65,26 @@ def test_rule_11_a_hold_that_took_nothing_is_settled_though_other_processes_swep
 
 
 @pytest.mark.parametrize(
-    ("processes", "late"),
-    [(SlidingWindow("100/minute"), 30), (TokenBucket("100/minute"), 30), (TokenBucket("100/week"), 2 * 86_400)],
+    ("processes", "before", "late"),
+    [
+        (SlidingWindow("100/minute"), 0, 30),
+        (SlidingWindow("1_000/minute"), 130, 30),  # which are in a journal
+        (TokenBucket("100/minute"), 0, 30),
+        (TokenBucket("100/week"), 0, 2 * 86_400),
+    ],
     ids=str,
     indirect=["processes"],
 )
 def test_rule_11_a_hold_that_took_nothing_is_settled_though_the_row_of_a_reset_was_to_go(
-    processes: tuple[Process, Process], late: int, time: time_machine.Traveller
+    processes: tuple[Process, Process], before: int, late: int, time: time_machine.Traveller
 ) -> None:
     one, other = processes
     one.budget.reset("alice")
-    time.shift(86_390)
+    time.shift(86_330)
+    for _ in range(before):
+        time.shift(0.01)
+        one.budget.charge("alice", 1)
+    time.shift(58)
     hold = one.budget.reserve("alice", 0)
     time.shift(late)
     other.sweep()
