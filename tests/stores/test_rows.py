@@ -130,6 +130,27 @@ def test_a_hold_of_before_a_reset_settles_nothing_for_as_long_as_a_long_call_run
     assert used(one.budget) == used(other.budget) == 0
 
 
+@pytest.mark.parametrize("processes", [SlidingWindow("1_000/minute")], ids=str, indirect=True)
+def test_a_hold_of_before_a_reset_settles_nothing_though_a_large_window_was_given_back_since(
+    processes: tuple[Process, Process], time: time_machine.Traveller
+) -> None:
+    one, other = processes
+    hold = one.budget.reserve("alice", 10)
+    other.budget.reset("alice")
+    later = []
+    for _ in range(130):
+        time.shift(0.01)
+        later.append(other.budget.reserve("alice", 1))
+    for given_back in later:
+        given_back.settle(0)
+    other.store.flush()
+    time.shift(20)
+    other.sweep()
+    hold.settle(50)
+    one.store.flush()
+    assert used(one.budget) == used(other.budget) == 0
+
+
 def test_rule_22_a_row_goes_when_nothing_can_come_of_it(
     processes: tuple[Process, Process], time: time_machine.Traveller
 ) -> None:
