@@ -642,11 +642,15 @@ def test_a_large_window_is_written_whole_seldom_enough(store: SQLiteStore, other
 def test_processes_that_take_turns_on_a_large_window_read_what_others_wrote(path: Path, store: SQLiteStore) -> None:
     second = SQLiteStore(path)
     one, two = (RateLimiter("1_000/day", name="calls", store=made) for made in (store, second))
-    entries(one, 130)
-    with patch.object(SlidingWindow, "dump", autospec=True, side_effect=SlidingWindow.dump) as dump:
-        for number in range(435):
+    entries(one, 128)
+    with (
+        patch.object(SlidingWindow, "dump", autospec=True, side_effect=SlidingWindow.dump) as dump,
+        patch.object(SlidingWindow, "load", autospec=True, side_effect=SlidingWindow.load) as load,
+    ):
+        for number in range(436):
             entries(two if number % 7 < 3 else one, 2)
     assert dump.call_count <= 20  # no more than if one process called
+    assert load.call_count == 1  # by the second, at first
     assert (used(one), used(two)) == (1_000, 1_000)
     with pytest.raises(RateLimitExceeded):
         one.acquire("alice")
@@ -855,7 +859,7 @@ def test_rule_22_idle_rows_go_as_calls_come(
 
 def test_rule_22_a_full_limiter_refuses_new_keys_and_keeps_the_old(path: Path, other: sqlite3.Connection) -> None:
     store = SQLiteStore(path, max_keys=3)
-    limiter = RateLimiter("2/minute", name="calls", store=store)
+    limiter = RateLimiter("2/minute", "2/second", name="calls", store=store)
     budget = TokenBudget("10/minute", name="tokens", store=store)
     with time_machine.travel(1_800_000_000, tick=False) as clock:
         for number in range(3):
