@@ -67,7 +67,10 @@ class Database:
         self._file: tuple[int, int] | None = None
 
     def begin(self, deadline: float) -> None:
-        """Take the lock of the file, which keeps all others from writing. Raises `StoreUnavailable`."""
+        """Take the lock of the file, which keeps all others from writing. Raises `StoreUnavailable`.
+
+        After an interrupt, a transaction may have begun: `is_through` tells, and ends it.
+        """
         try:
             self._begin(deadline)
             if self._identify() != self._file:  # it was moved away, and others count in a new one
@@ -78,9 +81,6 @@ class Database:
             if not _is_lock(error):
                 self.close()
             raise self.explained(error) from error
-        except BaseException:  # an interrupt: a transaction may have begun
-            self.close()
-            raise
 
     def _begin(self, deadline: float) -> None:
         if self._connection is None:

@@ -38,8 +38,7 @@ _STEP: Final = Struct("<Bqqq")
 def make(step: Step, state: State, limit: Algorithm) -> State:
     """Make a change of a state again, as it was made where it was decided."""
     kind, now, mark, units = step
-    if state is not None:
-        state = limit.redate(state, now)
+    state = limit.redate(state, now)
     if kind == TAKE:
         return limit.take(state, units, now)[0]
     return limit.adjust(state, mark, units, now) if kind == ADJUST else state
@@ -112,6 +111,8 @@ class Journals:
                 journal.first = first
                 if journal.number < first:
                     journal.begin_chunk(first)
+                (size,) = file.execute("SELECT length(state) FROM snapshots WHERE journal = ?", (id_,)).fetchone()
+                self._resize(journal, size)
             return journal
         self._forget(id_)
         row = file.execute("SELECT state FROM snapshots WHERE journal = ?", (id_,)).fetchone()
@@ -151,8 +152,7 @@ class Journals:
         file.execute("UPDATE snapshots SET state = ? WHERE journal = ?", (written, journal.id))
         journal.first = journal.number + 1
         journal.begin_chunk(journal.first)
-        self._size += len(written) - journal.size
-        journal.size = len(written)
+        self._resize(journal, len(written))
         return None
 
     def remove(self, file: sqlite3.Connection, id_: int) -> None:
@@ -171,6 +171,10 @@ class Journals:
         self._size += journal.size
         while self._size > _KEPT and len(self._known) > 1:
             self._forget(next(iter(self._known)))
+
+    def _resize(self, journal: Journal, size: int) -> None:
+        self._size += size - journal.size
+        journal.size = size
 
     def _forget(self, id_: int) -> None:
         journal = self._known.pop(id_, None)

@@ -58,17 +58,17 @@ class Row:
         self.changed = False
 
     def redate(self, limit: Algorithm) -> None:
-        if self.state is not None:
-            dated = limit.redate(self.state, self.now)
-            if dated is not self.state:
-                self._change(dated, (REDATE, self.now, 0, 0))
+        dated = limit.redate(self.state, self.now)
+        if dated is not self.state:
+            self._change(dated, (REDATE, self.now, 0, 0))
 
     def take(self, limit: Algorithm, cost: int, *, holds: bool) -> Mark:
         state, mark = limit.take(self.state, cost, self.now)
         if state is not None:
             self._change(state, (TAKE, self.now, 0, cost))
         if holds:
-            self.held_until = max(self.held_until, self.now + self._hold_for(limit))
+            self.held_until = self.now + self._hold_for(limit)
+            self.changed = self.changed or self.epoch > 0  # so that the reset before is known as long
         return mark
 
     def adjust(self, limit: Algorithm, mark: Mark, delta: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import time_machine
 
 from quotalimit import (
     MemoryStore,
@@ -169,6 +170,12 @@ def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) ->
     assert admitted == [80]
 
 
+def test_rule_6_time_slept_counts_as_passed_under_a_frozen_clock(store: Store, time: time_machine.Traveller) -> None:
+    limiter = RateLimiter(TokenBucket("100/second", burst=1), name="calls", store=store)
+    limiter.acquire("alice")
+    assert limiter.acquire("alice", wait=1).used == 1
+
+
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
     limiter = RateLimiter(TokenBucket("50/second", burst=1), name="calls", store=store)
     await limiter.acquire_async("alice")
@@ -194,6 +201,25 @@ def test_rule_22_a_full_store_refuses_new_keys(place: Place) -> None:
     with pytest.raises(StoreFull):
         limiter.acquire("carol")
     assert limiter.acquire("alice").used == 2
+    assert limiter.peek("carol").used == 0
+    assert limiter.allow("carol", 0)
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True)
+def test_rule_22_a_call_that_makes_room_for_one_key_keeps_what_it_counts_for_another(
+    place: Place, time: time_machine.Traveller
+) -> None:
+    store = place.make(max_keys=1)
+    users, rooms = (RateLimiter("5/minute", name=name, store=store) for name in ("users", "rooms"))
+
+    @rate_limited(users, key="user")
+    @rate_limited(rooms, key="room")
+    def enter(user: str, room: str) -> None: ...
+
+    enter("alice", "one")
+    time.shift(61)
+    enter("alice", "two")
+    assert (used(users), used(rooms, "two")) == (1, 1)
 
 
 async def test_rule_5_threads_and_tasks_together_are_admitted_exactly_n_times(store: Store) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,3 +129,19 @@ def test_a_fork_shares_no_connection_and_settles_nothing_twice(place: Place) -> 
     held.settle(60)
     assert used(tokens) == 210
     assert calls.acquire("alice").used == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_tasks_go_on_on_both_sides_of_a_fork(place: Place) -> None:
+    calls, _ = limiters(place.make())
+    assert asyncio.run(calls.acquire_async("alice")).used == 1
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(10)
+            status = 0 if asyncio.run(calls.acquire_async("alice")).used == 2 else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(calls.acquire_async("alice")).used == 3
