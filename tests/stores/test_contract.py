@@ -169,6 +169,16 @@ def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) ->
     assert admitted == [80]
 
 
+async def test_rule_6_a_task_waits_for_room_that_a_reset_makes(store: Store) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    waiting = asyncio.create_task(limiter.acquire_async("alice", wait=math.inf))
+    while not store.lines:
+        await asyncio.sleep(0.001)
+    await limiter.reset_async("alice")
+    assert (await asyncio.wait_for(waiting, 10)).used == 1
+
+
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
     limiter = RateLimiter(TokenBucket("50/second", burst=1), name="calls", store=store)
     await limiter.acquire_async("alice")

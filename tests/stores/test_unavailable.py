@@ -25,6 +25,7 @@ from quotalimit import (
     TokenBudget,
     TokenBudgetExceeded,
     collect_decisions,
+    on_event,
     rate_limited,
     token_budget,
 )
@@ -211,6 +212,28 @@ def test_rule_24_layers_of_a_function_are_all_admitted(outage: Outage) -> None:
     assert all(seen)
 
 
+def test_rule_24_a_call_that_was_admitted_uncharged_has_nothing_to_give_back(outage: Outage) -> None:
+    limiter = RateLimiter("2/day", name="calls", store=outage.make(on_unavailable="allow"))
+
+    @rate_limited(limiter, key="user", refund_on=ConnectionError)
+    def call(user: str) -> None:
+        raise ConnectionError
+
+    with outage.lasting(), pytest.raises(ConnectionError):
+        call("alice")
+    later(outage)
+    assert limiter.acquire("alice").used == 1
+
+
+async def test_rule_24_the_async_twins_admit_uncharged_too(outage: Outage) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=outage.make(on_unavailable="allow"))
+    with outage.lasting():
+        assert [await limiter.allow_async("alice") for _ in range(2)] == [True, True]
+        assert (await limiter.peek_async("alice")).used == 0
+    later(outage)
+    assert (await limiter.peek_async("alice")).used == 0
+
+
 def test_a_directory_that_is_missing_is_an_outage_for_a_store_that_allows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,6 +262,7 @@ def test_rule_24_another_store_is_asked_meanwhile_with_counts_of_its_own(
         with budget.reserve("alice", 8) as outer:
             with budget.reserve("alice", 6) as inner:
                 inner.settle(4)
+            assert not isinstance(spare, SQLiteStore) or not spare.behind
             with pytest.raises(TokenBudgetExceeded):
                 budget.reserve("alice", 9)
             outer.settle(7)
@@ -263,8 +287,27 @@ async def test_rule_24_the_async_twins_ask_the_other_store(outage: Outage, tmp_p
         assert [await limiter.allow_async("alice") for _ in range(3)] == [True, True, False]
         async with budget.reserve_async("alice", 8) as hold:
             hold.settle(6)
+        assert not spare.behind
         assert (await budget.peek_async("alice")).used == 6
+        with pytest.raises(StoreUnavailable):
+            await budget.reset_async("alice")
+        assert (await budget.peek_async("alice")).used == 0
     spare.close()
+
+
+def test_rule_11_an_interrupt_as_the_other_store_admits_leaves_no_hold(outage: Outage) -> None:
+    budget, hold = held_on_the_other(outage, MemoryStore())
+
+    def interrupt(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with outage.lasting():
+        stop = on_event(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            budget.reserve("alice", 300)
+        stop()
+        assert used(budget) == 500
+    hold.settle(0)
 
 
 # What was settled
