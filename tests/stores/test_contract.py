@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
+from quotalimit.stores.base import Answer, Claim
 
 from ..conftest import Place
 from ..helpers import reply, used
@@ -177,6 +178,33 @@ async def test_rule_6_a_task_waits_for_room_that_a_reset_makes(store: Store) -> 
         await asyncio.sleep(0.001)
     await limiter.reset_async("alice")
     assert (await asyncio.wait_for(waiting, 10)).used == 1
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True)
+async def test_rule_6_a_call_is_not_woken_by_what_it_gives_back_itself(store: Store) -> None:
+    """It would ask again and again."""
+    asked: list[int] = []
+
+    class Second(MemoryStore):
+        def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+            asked.append(len(claims))
+            return super().acquire(claims, not_before=not_before, report=report)
+
+    free = RateLimiter("5/day", name="free", store=store)
+    full = RateLimiter("1/day", name="full", store=Second())
+
+    @rate_limited(free, key="user")
+    @rate_limited(full, key="user", wait=math.inf)
+    async def call(user: str) -> None: ...
+
+    await call("alice")
+    waiting = asyncio.ensure_future(call("alice"))
+    while len(asked) < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    assert asked == [1, 1, 1], "as it comes, and at the head of its line"
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
