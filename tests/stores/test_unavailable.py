@@ -396,6 +396,20 @@ def test_rule_11_what_is_settled_in_an_outage_is_written_after_it(
     assert not store.busy
 
 
+def test_rule_11_what_is_settled_in_an_outage_is_not_for_the_child_of_a_fork_to_write(outage: Outage) -> None:
+    """Which knows nothing of the outage either, and asks the store."""
+    store = outage.make()
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 10)
+    with outage.lasting():
+        hold.settle(30)
+        store.flush()
+    store.before_fork()
+    store.after_fork(in_child=True)
+    assert used(budget) == 10
+    assert not store.busy
+
+
 def test_the_result_of_a_call_that_has_been_paid_for_is_returned_though_its_settlement_must_wait(
     outage: Outage,
 ) -> None:
