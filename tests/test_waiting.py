@@ -1403,3 +1403,25 @@ def test_the_time_that_a_store_takes_to_answer_is_time_waited(clock: Any) -> Non
         flow.send(store.acquire(claims))
     assert not ended.value.value.refusals
     assert claims[0].waited == 60_000_000
+
+
+def test_rule_6_a_call_whose_patience_ends_in_line_is_told_when_there_is_room_for_those_ahead_and_itself(
+    clock: Any,
+) -> None:
+    """Four units were to come back at T0 + 60, 70, 80 and 90, but another process took the first of them."""
+    limiter = RateLimiter("4/minute")
+    for _ in range(4):
+        limiter.acquire("alice")
+        clock.shift(10)
+    head, store, others = flow_of(limiter, FOREVER)
+    next(head)
+    flow, _, claims = flow_of(limiter, 30_000_000)
+    assert isinstance(next(flow), Sleep)
+    clock.shift(20)
+    assert not store.acquire(others).refusals
+    clock.shift(10)
+    assert isinstance(flow.send(False), Ask)
+    with pytest.raises(StopIteration) as ended:
+        flow.send(store.acquire(claims))
+    assert ended.value.value.refusals[0].retry_after == 10
+    head.close()

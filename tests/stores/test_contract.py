@@ -134,6 +134,16 @@ def test_rule_12_a_nested_call_draws_on_the_enclosing_hold(store: Store) -> None
     assert used(tokens) == 30
 
 
+def test_rule_12_a_hold_that_outlives_its_outer_one_gives_back_what_it_drew_and_did_not_use(store: Store) -> None:
+    tokens = budget(store)
+    with tokens.reserve("alice", 60) as outer:
+        inner = tokens.reserve("alice", 50)
+        outer.settle(0)
+    assert used(tokens) == 50
+    inner.settle(20)
+    assert used(tokens) == 20
+
+
 def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     tokens = budget(store)
     hold = tokens.reserve("alice", 60)
