@@ -1258,14 +1258,18 @@ def test_rule_6_a_task_whose_loop_rests_keeps_its_place_and_holds_up_nobody(cloc
     loop.close()
 
 
-async def test_rule_6_a_call_behind_a_task_of_another_loop_looks_whether_that_still_runs(clock: Any) -> None:
+@pytest.mark.parametrize(("patience", "looks_in"), [(FOREVER, 1_000_000), (600_000, 600_000)])
+async def test_rule_6_a_call_behind_a_task_of_another_loop_looks_whether_that_still_runs(
+    clock: Any, patience: int, looks_in: int
+) -> None:
     limiter = RateLimiter("1/hour")
     limiter.acquire("alice")
     task = await start(limiter.acquire_async("alice", wait=math.inf))
-    flow, _, _ = flow_of(limiter, FOREVER)
+    clock.shift(3_599.5)
+    flow, _, _ = flow_of(limiter, patience)
     slept = next(flow)
     assert isinstance(slept, Sleep)
-    assert slept.microseconds == 1_000_000
+    assert slept.microseconds == looks_in
     flow.close()
     task.cancel()
 
