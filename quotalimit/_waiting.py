@@ -249,7 +249,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
             elif watch:
                 wake = min(wake, answer.now + _LOOK_AGAIN)
             before = clock.now()
-            nap = min(max(wake - answer.now, 0), _LONGEST_SLEEP)
+            nap = min(wake - answer.now, _LONGEST_SLEEP)
             rang = yield Sleep(nap)
             passed = clock.now() - before  # the store's clock need not agree with ours
             if passed < 0:  # the clock stepped back, and the store dates anew what it is asked
@@ -260,7 +260,7 @@ def wait_for_room(lines: Lines, claims: Sequence[Claim], answer: Answer, bell: B
     finally:
         lines.leave(waiter)
         for place in deadlines:
-            claims[place].waited = max(answer.now - began, 0)
+            claims[place].waited = answer.now - began
 
 
 def is_worth_waiting(answer: Answer, claims: Sequence[Claim]) -> bool:

@@ -111,8 +111,8 @@ class LoggedStore(Store):
     def peek(self, claims: Sequence[Claim]) -> list[Decision]:
         return self.inner.peek(claims)
 
-    def settle(self, settlements: Sequence[tuple[Charge, int]]) -> None:
-        self.inner.settle(settlements)
+    def settle(self, settlements: Sequence[tuple[Charge, int]], *, ring: bool = True) -> None:
+        self.inner.settle(settlements, ring=ring)
 
     def reset(self, places: Sequence[tuple[Any, Any]]) -> None:
         self.inner.reset(places)
@@ -139,6 +139,31 @@ def test_a_store_answers_claims_and_settles_charges() -> None:
     assert store.admitted == [("calls", "alice"), ("tokens", "alice")] * 2 + [("tokens", "alice")]
     tokens.reset("alice")
     assert tokens.peek("alice").used == 0
+
+
+class KeptStore(LoggedStore):
+    """A store that waits, when a call ends, until what was settled is kept."""
+
+    blocking = True
+    flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+async def test_a_store_that_waits_needs_no_ways_of_its_own_for_tasks() -> None:
+    store = KeptStore()
+
+    @token_budget("100/day", key="user", name="tokens", store=store)
+    async def ask(user: str) -> Any:
+        return reply(7)
+
+    await ask("alice")
+    assert store.flushed == 1
+    (tokens,) = limiters_of(ask)
+    assert (await tokens.peek_async("alice")).used == 7
+    await tokens.reset_async("alice")
+    assert (await tokens.peek_async("alice")).used == 0
 
 
 def test_a_provider_is_a_function_in_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

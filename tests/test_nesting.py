@@ -214,6 +214,18 @@ def test_rule_12_units_come_back_to_each_lender_once_whoever_ends_first(budget: 
     assert open_holds(budget) == 0
 
 
+def test_rule_12_what_a_lender_has_got_back_does_not_come_back_to_it_again(budget: TokenBudget) -> None:
+    with budget.reserve("alice", 5) as outer:
+        with budget.reserve("alice", 7) as middle:  # the 5 of the outer hold, and 2 more
+            inner = budget.reserve("alice", 1)
+            middle.settle(0)
+        assert used(budget) == 6
+        inner.settle(0)
+        assert used(budget) == 5
+        outer.settle(0)
+    assert used(budget) == 0
+
+
 @pytest.mark.parametrize("ends", ["settled", "reset"])
 def test_rule_12_a_nested_call_that_waited_while_its_parent_ended_draws_nothing_from_it(
     budget: TokenBudget, ends: str

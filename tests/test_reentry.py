@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -254,7 +254,7 @@ async def hold(budget: TokenBudget) -> Hold:
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize("act", ["peek", "reset", "acquire"])
+@pytest.mark.parametrize("act", ["peek", "reset", "acquire", "acquire_async"])
 def test_rule_5_what_is_asked_in_the_middle_of_a_call_on_a_shared_store_is_told_so_at_once(
     store: Store, interrupt_notes: Interrupt, act: str, mode: str
 ) -> None:
@@ -265,7 +265,9 @@ def test_rule_5_what_is_asked_in_the_middle_of_a_call_on_a_shared_store_is_told_
 
     def ask() -> None:
         try:
-            getattr(limiter, act)("alice")
+            answer = getattr(limiter, act)("alice")
+            if isinstance(answer, Coroutine):
+                answer.send(None)
         except StoreUnavailable as error:
             told.append(error)
 

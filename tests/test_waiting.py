@@ -1214,7 +1214,9 @@ async def test_rule_6_a_call_that_blocks_the_loop_does_not_wait_for_its_tasks() 
     began = time.monotonic()
     limiter.acquire("alice", wait=30)
     assert time.monotonic() - began < 10
-    assert limiter.bound().store.lines
+    flow, _, _ = flow_of(limiter, FOREVER)
+    assert isinstance(next(flow), Sleep)  # behind the task, which can start again
+    flow.close()
     await ended(task)
 
 
@@ -1246,6 +1248,9 @@ def test_rule_6_a_task_whose_loop_rests_keeps_its_place_and_holds_up_nobody(cloc
     assert limiter.allow("alice")
     flow, _, _ = flow_of(limiter, FOREVER)
     assert isinstance(next(flow), Ask)  # as the head that it is while nobody before it can start
+    with patch.object(Alarm, "ring") as ring:
+        limiter.reset("alice")
+    assert ring.called
     flow.close()
     clock.shift(60)
     assert loop.run_until_complete(asyncio.wait_for(task, 10))
@@ -1253,14 +1258,18 @@ def test_rule_6_a_task_whose_loop_rests_keeps_its_place_and_holds_up_nobody(cloc
     loop.close()
 
 
-async def test_rule_6_a_call_behind_a_task_of_another_loop_looks_whether_that_still_runs(clock: Any) -> None:
+@pytest.mark.parametrize(("patience", "looks_in"), [(FOREVER, 1_000_000), (600_000, 600_000)])
+async def test_rule_6_a_call_behind_a_task_of_another_loop_looks_whether_that_still_runs(
+    clock: Any, patience: int, looks_in: int
+) -> None:
     limiter = RateLimiter("1/hour")
     limiter.acquire("alice")
     task = await start(limiter.acquire_async("alice", wait=math.inf))
-    flow, _, _ = flow_of(limiter, FOREVER)
+    clock.shift(3_599.5)
+    flow, _, _ = flow_of(limiter, patience)
     slept = next(flow)
     assert isinstance(slept, Sleep)
-    assert slept.microseconds == 1_000_000
+    assert slept.microseconds == looks_in
     flow.close()
     task.cancel()
 
@@ -1289,6 +1298,7 @@ def flow_of(limiter: RateLimiter, patience: int) -> tuple[Flow, MemoryStore, lis
     counts, limit = limiter.bound().places[0]
     claims = [Claim(counts, "alice", limit, 1, 1, False)]
     claims[0].patience = patience
+    store.lines.announce(claims)
     return wait_for_room(store.lines, claims, store.acquire(claims), Alarm()), store, claims
 
 
@@ -1361,4 +1371,61 @@ def test_rule_6_a_call_that_is_not_the_first_asks_once_when_its_patience_ends(cl
         flow.send(store.acquire(claims))
     assert claims[0].waited == 70_000_000
     assert list(ended.value.value.refusals) == [0]
+    head.close()
+
+
+def test_rule_6_a_call_that_comes_to_the_head_sleeps_until_its_own_time(clock: Any) -> None:
+    """The unit of T0 + 70 is the head's no longer."""
+    limiter = RateLimiter("2/minute")
+    limiter.acquire("alice")
+    clock.shift(10)
+    limiter.acquire("alice")
+    head, store, _ = flow_of(limiter, FOREVER)
+    next(head)
+    flow, _, claims = flow_of(limiter, FOREVER)
+    assert isinstance(next(flow), Sleep)
+    head.close()
+    assert isinstance(flow.send(True), Ask)
+    slept = flow.send(store.acquire(claims))
+    assert isinstance(slept, Sleep)
+    assert slept.microseconds == 50_000_000
+    flow.close()
+
+
+def test_the_time_that_a_store_takes_to_answer_is_time_waited(clock: Any) -> None:
+    limiter = RateLimiter("1/minute")
+    limiter.acquire("alice")
+    flow, store, claims = flow_of(limiter, 60_000_000)
+    assert isinstance(next(flow), Ask)
+    clock.shift(20)
+    slept = flow.send(store.acquire(claims))
+    assert isinstance(slept, Sleep)
+    assert slept.microseconds == 40_000_000
+    clock.shift(40)
+    assert isinstance(flow.send(False), Ask)
+    with pytest.raises(StopIteration) as ended:
+        flow.send(store.acquire(claims))
+    assert not ended.value.value.refusals
+    assert claims[0].waited == 60_000_000
+
+
+def test_rule_6_a_call_whose_patience_ends_in_line_is_told_when_there_is_room_for_those_ahead_and_itself(
+    clock: Any,
+) -> None:
+    """Four units were to come back at T0 + 60, 70, 80 and 90, but another process took the first of them."""
+    limiter = RateLimiter("4/minute")
+    for _ in range(4):
+        limiter.acquire("alice")
+        clock.shift(10)
+    head, store, others = flow_of(limiter, FOREVER)
+    next(head)
+    flow, _, claims = flow_of(limiter, 30_000_000)
+    assert isinstance(next(flow), Sleep)
+    clock.shift(20)
+    assert not store.acquire(others).refusals
+    clock.shift(10)
+    assert isinstance(flow.send(False), Ask)
+    with pytest.raises(StopIteration) as ended:
+        flow.send(store.acquire(claims))
+    assert ended.value.value.refusals[0].retry_after == 10
     head.close()

@@ -30,12 +30,14 @@ from quotalimit import (
     MemoryStore,
     RateLimiter,
     Store,
+    TokenBucket,
     TokenBudget,
     limiters,
     limiters_of,
     rate_limited,
     token_budget,
 )
+from quotalimit._waiting import LINES
 from quotalimit.algorithms import Algorithm
 from quotalimit.recording import running
 from quotalimit.stores import default
@@ -691,7 +693,9 @@ def test_a_pool_of_processes_started_amid_calls_counts_in_one_file(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads and forks: what this is about
-def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_lock_taken() -> None:
+def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_lock_taken(
+    sqlite_store: SQLiteStore,
+) -> None:
     """Nor does the child lose a state that a sweep of the other thread was about to look at."""
     limiter = RateLimiter("3/day", name="before")
     for _ in range(3):
@@ -703,7 +707,7 @@ def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_l
     taken, done = threading.Event(), threading.Event()
 
     def take() -> None:
-        with limiters._binding, default._lock, store.names._lock, counts._moving:
+        with limiters._binding, default._lock, store.names._lock, counts._moving, sqlite_store.names._lock, LINES._lock:
             taken.set()
             done.wait(30)
 
@@ -714,6 +718,9 @@ def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_l
     if child == 0:
         signal.alarm(10)
         works = RateLimiter("5/day", name="after").allow("alice")
+        works &= RateLimiter("5/day", name="shared", store=sqlite_store).allow("alice")
+        waits = RateLimiter(TokenBucket("100/second", burst=1), name="waits")
+        works &= all(waits.acquire("alice", wait=5) for _ in range(2))
         os._exit(0 if works and not limiter.allow("alice") else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     done.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
+from quotalimit.stores.base import Answer, Claim
 
 from ..conftest import Place
 from ..helpers import reply, used
@@ -134,6 +135,16 @@ def test_rule_12_a_nested_call_draws_on_the_enclosing_hold(store: Store) -> None
     assert used(tokens) == 30
 
 
+def test_rule_12_a_hold_that_outlives_its_outer_one_gives_back_what_it_drew_and_did_not_use(store: Store) -> None:
+    tokens = budget(store)
+    with tokens.reserve("alice", 60) as outer:
+        inner = tokens.reserve("alice", 50)
+        outer.settle(0)
+    assert used(tokens) == 50
+    inner.settle(20)
+    assert used(tokens) == 20
+
+
 def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     tokens = budget(store)
     hold = tokens.reserve("alice", 60)
@@ -174,6 +185,43 @@ def test_rule_6_time_slept_counts_as_passed_under_a_frozen_clock(store: Store, t
     limiter = RateLimiter(TokenBucket("100/second", burst=1), name="calls", store=store)
     limiter.acquire("alice")
     assert limiter.acquire("alice", wait=1).used == 1
+
+
+async def test_rule_6_a_task_waits_for_room_that_a_reset_makes(store: Store) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=store)
+    await limiter.acquire_async("alice")
+    waiting = asyncio.create_task(limiter.acquire_async("alice", wait=math.inf))
+    while not store.lines:
+        await asyncio.sleep(0.001)
+    await limiter.reset_async("alice")
+    assert (await asyncio.wait_for(waiting, 10)).used == 1
+
+
+@pytest.mark.parametrize("place", ["memory", "sqlite"], indirect=True)
+async def test_rule_6_a_call_is_not_woken_by_what_it_gives_back_itself(store: Store) -> None:
+    """It would ask again and again."""
+    asked: list[int] = []
+
+    class Second(MemoryStore):
+        def acquire(self, claims: Sequence[Claim], *, not_before: int = 0, report: bool = False) -> Answer:
+            asked.append(len(claims))
+            return super().acquire(claims, not_before=not_before, report=report)
+
+    free = RateLimiter("5/day", name="free", store=store)
+    full = RateLimiter("1/day", name="full", store=Second())
+
+    @rate_limited(free, key="user")
+    @rate_limited(full, key="user", wait=math.inf)
+    async def call(user: str) -> None: ...
+
+    await call("alice")
+    waiting = asyncio.ensure_future(call("alice"))
+    while len(asked) < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.02)
+    assert asked == [1, 1, 1], "as it comes, and at the head of its line"
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:

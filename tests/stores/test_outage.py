@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 
@@ -50,6 +50,19 @@ def test_a_call_that_is_told_to_need_not_wait_for_the_end_of_the_pause() -> None
     outage.check()
 
 
+def test_a_call_that_looks_at_an_outage_just_as_it_ends_goes_ahead() -> None:
+    outage = Outage(None)
+    outage.begin(ERROR)
+    really, outage._lock = outage._lock, MagicMock()
+
+    def end() -> None:
+        outage._lock = really
+        outage.end()
+
+    outage._lock.__enter__.side_effect = end
+    outage.check()
+
+
 def test_the_end_of_an_outage_is_told_only_if_its_begin_was(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage(None)
     outage.begin(ERROR)
@@ -72,8 +85,9 @@ def test_that_settlements_wait_is_said_once_for_each_outage(caplog: pytest.LogCa
         outage.say_kept(ERROR)
         assert "kept in memory" in caplog.text
         outage.say_kept(ERROR)
+        assert len(caplog.records) == 1
         outage.end()
-        assert len(caplog.records) == 2
+        assert caplog.messages[1:] == ["the store answers again, after: the store is down"]
 
 
 def test_listeners_are_told_of_the_first_failure_of_each_outage(heard: list[Event]) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import time_machine
 
-from quotalimit import CalendarWindow, RateLimiter, SlidingWindow, SQLiteStore, TokenBucket, TokenBudget
+from quotalimit import (
+    CalendarWindow,
+    RateLimiter,
+    RateLimitExceeded,
+    SlidingWindow,
+    SQLiteStore,
+    TokenBucket,
+    TokenBudget,
+    rate_limited,
+)
 from quotalimit.algorithms.base import Algorithm
 from tests.helpers import used
 
@@ -223,3 +232,23 @@ def test_rule_22_a_large_window_stays_as_long_as_it_counts(
     time.shift(17)  # a quarter of its time longer
     other.sweep()
     assert other.keys() == 0
+
+
+@pytest.mark.parametrize("plans", [("slow", "fast"), ("fast", "slow")])
+def test_rule_22_a_row_is_kept_for_the_slowest_of_the_limits_that_share_it(
+    tmp_path: Path, plans: tuple[str, str], time: time_machine.Traveller
+) -> None:
+    limits = {"slow": TokenBucket("6/hour"), "fast": TokenBucket("3600/hour", burst=6)}
+    process = Process(tmp_path / "counts.db", limits["slow"])
+
+    @rate_limited(lambda plan: limits[plan], key="user", cost=lambda cost: cost, name="calls", store=process.store)
+    def ask(user: str, plan: str, cost: int) -> None: ...
+
+    for plan in plans:
+        ask("bob", plan, 0)
+    ask("alice", "slow", 6)
+    time.shift(10)  # seconds, in which the fast one fills again
+    process.sweep()
+    with pytest.raises(RateLimitExceeded):
+        ask("alice", "slow", 1)
+    process.store.close()

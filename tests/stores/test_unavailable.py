@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from quotalimit import (
     Hold,
+    InvalidLimit,
     MemoryStore,
     RateLimiter,
     RateLimitExceeded,
@@ -25,10 +28,12 @@ from quotalimit import (
     TokenBudget,
     TokenBudgetExceeded,
     collect_decisions,
+    on_event,
     rate_limited,
     token_budget,
 )
 from quotalimit.stores.sqlite import SQLiteStore
+from quotalimit.stores.writer import Writer
 
 from ..helpers import used
 
@@ -182,7 +187,8 @@ def test_rule_24_a_store_that_allows_admits_uncharged_and_says_so_once(
     budget = TokenBudget("10/day", name="tokens", store=store)
     with outage.lasting():
         for _ in range(5):
-            assert limiter.acquire("alice").allowed
+            admitted = limiter.acquire("alice")
+            assert (admitted.allowed, admitted.retry_after) == (True, 0)
             with budget.reserve("alice", 8) as hold:
                 assert (hold.settle(8).used, hold.settle(8).charged) == (8, 0)
         assert limiter.peek("alice").used == 0
@@ -209,6 +215,48 @@ def test_rule_24_layers_of_a_function_are_all_admitted(outage: Outage) -> None:
         assert [call("alice") for _ in range(3)] == [7] * 3
     assert len(seen) == 6
     assert all(seen)
+
+
+@pytest.mark.parametrize("first", ["down", "up"])
+def test_rule_24_of_the_stores_of_a_call_those_that_answer_are_charged(outage: Outage, first: str) -> None:
+    down, up = outage.make(on_unavailable="allow"), MemoryStore()
+    outer, inner = (RateLimiter("9/day", name=f"calls {n}", store=store) for n, store in enumerate((down, up)))
+    budget = TokenBudget("100/day", name="tokens", store=up)
+    layers = [rate_limited(inner, key="user"), token_budget(budget, key="user", reserve=40, usage=lambda text: 9)]
+    layers.insert(0 if first == "down" else 2, rate_limited(outer, key="user"))
+
+    def call(user: str) -> str:
+        return "an answer"
+
+    for layer in reversed(layers):
+        call = layer(call)
+    with outage.lasting():
+        assert call("alice") == "an answer"
+    assert (used(inner), used(budget)) == (1, 9)
+    later(outage)
+    assert used(outer) == 0
+
+
+def test_rule_24_a_call_that_was_admitted_uncharged_has_nothing_to_give_back(outage: Outage) -> None:
+    limiter = RateLimiter("2/day", name="calls", store=outage.make(on_unavailable="allow"))
+
+    @rate_limited(limiter, key="user", refund_on=ConnectionError)
+    def call(user: str) -> None:
+        raise ConnectionError
+
+    with outage.lasting(), pytest.raises(ConnectionError):
+        call("alice")
+    later(outage)
+    assert limiter.acquire("alice").used == 1
+
+
+async def test_rule_24_the_async_twins_admit_uncharged_too(outage: Outage) -> None:
+    limiter = RateLimiter("1/day", name="calls", store=outage.make(on_unavailable="allow"))
+    with outage.lasting():
+        assert [await limiter.allow_async("alice") for _ in range(2)] == [True, True]
+        assert (await limiter.peek_async("alice")).used == 0
+    later(outage)
+    assert (await limiter.peek_async("alice")).used == 0
 
 
 def test_a_directory_that_is_missing_is_an_outage_for_a_store_that_allows(
@@ -239,6 +287,7 @@ def test_rule_24_another_store_is_asked_meanwhile_with_counts_of_its_own(
         with budget.reserve("alice", 8) as outer:
             with budget.reserve("alice", 6) as inner:
                 inner.settle(4)
+            assert not isinstance(spare, SQLiteStore) or not spare.behind
             with pytest.raises(TokenBudgetExceeded):
                 budget.reserve("alice", 9)
             outer.settle(7)
@@ -254,17 +303,59 @@ def test_rule_24_another_store_is_asked_meanwhile_with_counts_of_its_own(
         spare.close()
 
 
-async def test_rule_24_the_async_twins_ask_the_other_store(outage: Outage, tmp_path: Path) -> None:
+def test_rule_21_a_name_that_is_taken_on_the_other_store_is_refused(outage: Outage) -> None:
+    spare = MemoryStore()
+    assert RateLimiter("2/day", name="calls", store=spare).allow("alice")
+    with pytest.raises(InvalidLimit, match="'calls' is taken"):
+        RateLimiter("3/day", name="calls", store=outage.make(on_unavailable=spare)).allow("alice")
+
+
+def test_rule_2_all_that_a_call_takes_of_one_count_must_fit_on_the_other_store(outage: Outage) -> None:
+    limiter = RateLimiter("3/day", name="calls", store=outage.make(on_unavailable=MemoryStore()))
+
+    @rate_limited(limiter, key="user", cost=2)
+    @rate_limited(limiter, key="user", cost=2)
+    def call(user: str) -> None: ...
+
+    with outage.lasting():
+        with pytest.raises(RateLimitExceeded):
+            call("alice")
+        assert limiter.acquire("alice").used == 1
+
+
+async def test_rule_24_the_async_twins_ask_the_other_store(
+    outage: Outage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spare = SQLiteStore(tmp_path / "spare.db")
     store = outage.make(on_unavailable=spare)
     limiter = RateLimiter("2/day", name="calls", store=store)
     budget = TokenBudget("10/day", name="tokens", store=store)
     with outage.lasting():
         assert [await limiter.allow_async("alice") for _ in range(3)] == [True, True, False]
+        assert f"{spare!r} is asked instead" in caplog.text
         async with budget.reserve_async("alice", 8) as hold:
             hold.settle(6)
+        assert not spare.behind
         assert (await budget.peek_async("alice")).used == 6
+        with pytest.raises(StoreUnavailable):
+            await budget.reset_async("alice")
+        assert (await budget.peek_async("alice")).used == 0
     spare.close()
+
+
+def test_rule_11_an_interrupt_as_the_other_store_admits_leaves_no_hold(outage: Outage) -> None:
+    budget, hold = held_on_the_other(outage, MemoryStore())
+
+    def interrupt(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with outage.lasting():
+        stop = on_event(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            budget.reserve("alice", 300)
+        stop()
+        assert used(budget) == 500
+    hold.settle(0)
 
 
 # What was settled
@@ -285,22 +376,38 @@ def test_a_settlement_that_changes_nothing_does_not_end_an_outage(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_rule_11_what_is_settled_in_an_outage_is_written_after_it(
-    outage: Outage, caplog: pytest.LogCaptureFixture
+    outage: Outage, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     store = outage.make()
     budget = TokenBudget("100/day", name="tokens", store=store)
     outer = budget.reserve("alice", 10)
+    assert store.busy
     with outage.lasting():
         outer.settle(30)
         for _ in range(2):
-            store.flush()
+            store.flush() if mode == "sync" else asyncio.run(store.flush_async())
             assert "is kept in memory, and written when the store answers again" in caplog.text
     assert len(caplog.records) == 1
     assert store.behind
     later(outage)
     assert used(budget) == 30
-    assert not store.behind
+    assert not store.busy
+
+
+def test_rule_11_what_is_settled_in_an_outage_is_not_for_the_child_of_a_fork_to_write(outage: Outage) -> None:
+    """Which knows nothing of the outage either, and asks the store."""
+    store = outage.make()
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    hold = budget.reserve("alice", 10)
+    with outage.lasting():
+        hold.settle(30)
+        store.flush()
+    store.before_fork()
+    store.after_fork(in_child=True)
+    assert used(budget) == 10
+    assert not store.busy
 
 
 def test_the_result_of_a_call_that_has_been_paid_for_is_returned_though_its_settlement_must_wait(
@@ -350,12 +457,17 @@ async def test_rule_11_a_settlement_of_a_cancelled_task_is_not_lost(outage: Outa
 
 
 @pytest.fixture
-def two_stores(tmp_path: Path) -> Iterator[tuple[SQLiteStore, SQLiteStore]]:
-    """Two stores on one file, as two processes have them."""
+def two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SQLiteStore, SQLiteStore]]:
+    """Two stores on one file, as two processes have them, and a writer that does not look up by itself."""
+    writer = Writer()
+    monkeypatch.setattr("quotalimit.stores.writer._LINGER", 100.0)
+    monkeypatch.setattr("quotalimit.stores.shared.WRITER", writer)
     one, other = (SQLiteStore(tmp_path / "counts.db") for _ in range(2))
     yield one, other
     one.close()
     other.close()
+    monkeypatch.setattr("quotalimit.stores.writer._LINGER", 0.0)
+    writer.ring()
 
 
 def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(
@@ -374,6 +486,39 @@ def test_what_a_finalizer_settles_is_written_soon_though_nobody_asks(
     del items
     gc.collect()
     eventually(lambda: used(same) == 5)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["nobody", "somebody waits"])
+async def test_rule_2_what_a_call_that_is_cancelled_took_all_the_same_is_given_back_soon(
+    two_stores: tuple[SQLiteStore, SQLiteStore], waits: bool
+) -> None:
+    """Written though nobody asks, or told to who waits."""
+    one, other = two_stores
+    limiter, same = (RateLimiter("1/30 seconds", name="calls", store=store) for store in (one, other))
+    really_ask, taken, cancelled = one._ask, threading.Event(), threading.Event()
+
+    def ask(question: Any) -> Any:
+        one._ask = really_ask  # type: ignore[method-assign]
+        answer = really_ask(question)
+        taken.set()
+        cancelled.wait(20)
+        return answer
+
+    one._ask = ask  # type: ignore[method-assign]
+    call = asyncio.ensure_future(limiter.acquire_async("alice"))
+    await asyncio.to_thread(taken.wait, 20)
+    assert used(same) == 1
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(limiter.acquire, "alice", 1, math.inf) if waits else None
+        while waits and not one.lines:
+            await asyncio.sleep(0.001)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        cancelled.set()
+        if waiting is None:
+            eventually(lambda: used(same) == 0)
+        else:
+            assert waiting.result(15).used == 1
 
 
 def test_a_store_that_nobody_holds_is_kept_until_it_has_written(tmp_path: Path) -> None:
