@@ -85,6 +85,22 @@ def test_rules_7_to_9_a_hold_is_settled_to_what_the_call_used(store: Store) -> N
         call("alice", 1)
 
 
+def test_rule_7_a_budget_that_stands_twice_holds_what_the_inner_layer_reserves(store: Store) -> None:
+    tokens = TokenBudget("100/day", "90/hour", name="tokens", store=store)
+
+    @token_budget(tokens, key="user")
+    @token_budget(tokens, key="user", reserve=50)
+    def call(user: int) -> Any:
+        held.append(tokens.peek(user).used)
+        return reply(20)
+
+    held: list[int] = []
+    for user in range(20):
+        call(user)
+    assert held == [50] * 20
+    assert [tokens.peek(user).used for user in range(20)] == [40] * 20
+
+
 async def test_rules_7_to_9_for_coroutines_and_streams(store: Store) -> None:
     tokens = budget(store)
 

@@ -96,6 +96,39 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quotalimit.stores.outage.PAUSE", 0.0)
 
 
+def no_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be written but by the calls of the test itself: the writer's thread would at any moment."""
+    monkeypatch.setattr("quotalimit.stores.writer.Writer.watch", lambda *_: None)
+
+
+def before(
+    monkeypatch: pytest.MonkeyPatch,
+    store: RedisStore,
+    act: Callable[[Any], object],
+    *,
+    skip: int = 0,
+    each: bool = False,
+) -> None:
+    """Have something done with what a thread is about to say to a server: the next, another one, or each."""
+    really = store._links._said
+    left = skip
+
+    def said(step: Any, deadline: float) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            if not each:
+                monkeypatch.setattr(store._links, "_said", really)
+            act(step)
+        return really(step, deadline)
+
+    monkeypatch.setattr(store._links, "_said", said)
+
+
+def fail(_step: object = None) -> None:
+    raise redis.ConnectionError("gone")
+
+
 def commands(server: Any) -> dict[str, int]:
     """How often each command was called by clients, by its name; those that scripts call are counted too."""
     return {name.removeprefix("cmdstat_"): about["calls"] for name, about in server.info("commandstats").items()}
@@ -115,8 +148,9 @@ def test_rule_23_all_layers_of_a_call_are_one_round_trip(store: RedisStore, serv
     server.config_resetstat()
     for _ in range(5):
         chat("192.0.2.1", "alice")
-    evals = commands(server)["evalsha"]
-    assert evals == 10  # the question and the settlement of each
+    said = commands(server)
+    assert said["evalsha"] == 10  # the question and the settlement of each
+    assert "hello" not in said
     assert limiters_of(chat)[2].peek("alice").used == 18
 
 
@@ -193,6 +227,26 @@ def test_rule_23_a_client_with_a_wrong_clock_changes_nothing(
         assert abs(refusal.value.reset_at.timestamp() - time.time()) < 86_500
 
 
+@pytest.mark.parametrize("mode", ["right", "wrong", "given"])
+def test_rule_23_the_edges_of_windows_cost_no_round_trip(
+    url: str, prefix: str, server: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the one by which it is learned that our clock is wrong."""
+    really, now = clock.now, 1_800_000_000_000_000
+    if mode == "wrong":
+        monkeypatch.setattr(clock, "now", lambda: really() + 400 * 24 * HOUR)
+    store = RedisStore(url, prefix=prefix, timeout=10, clock=(lambda: now) if mode == "given" else None)
+    days = RateLimiter(CalendarWindow("9/day"), name="days", store=store)
+    days.acquire("alice")
+    server.config_resetstat()
+    for _ in range(3):
+        now += 48 * HOUR
+        days.acquire("alice")
+        days.peek("alice")
+    assert commands(server)["evalsha"] == 6
+    store.close()
+
+
 def test_rule_23_a_script_that_the_server_has_forgotten_is_sent_again(store: RedisStore, server: Any) -> None:
     limiter = RateLimiter("3/minute", name="chat", store=store)
     assert limiter.allow("alice")
@@ -217,6 +271,12 @@ def test_rule_23_keys_of_one_identity_share_a_slot_whatever_it_is(store: RedisSt
     assert max(slots.count(slot) for slot in slots) >= 3
     assert all(slots.count(slot) % 3 == 0 for slot in slots)
     assert [limiter.peek(key).used for key in HOSTILE] == [number % 3 + 1 for number in range(len(HOSTILE))]
+
+
+def test_rule_21_no_identity_can_be_written_so_that_it_names_the_count_of_another_limit(store: RedisStore) -> None:
+    limiters = [RateLimiter("9/minute", name=name, store=store) for name in ("c", "b}:c")]
+    limiters[0].acquire("a}:b")
+    assert [limiter.peek(key).used for limiter in limiters for key in ("a", "a}:b")] == [0, 1, 0, 0]
 
 
 # Clusters
@@ -334,6 +394,80 @@ def test_rule_11_a_settlement_for_a_node_that_is_down_stops_no_call_on_the_other
         assert [budget.peek(user).used for user in lost] == [40] * len(lost)  # a node may have heard it twice
         assert not store.behind
     store.close()
+
+
+def two_layers(store: RedisStore) -> Callable[[str, str], None]:
+    @rate_limited("9/hour", key="address", store=store, name="address")
+    @rate_limited("9/hour", key="user", store=store, name="user")
+    def call(address: str, user: str) -> None: ...
+
+    return call
+
+
+def test_rule_2_what_one_slot_took_is_given_back_soon_if_the_next_cannot_answer(
+    cluster_store: RedisStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    call = two_layers(cluster_store)
+    call("192.0.2.1", "alice")
+    before(monkeypatch, cluster_store, fail, skip=1)
+    with pytest.raises(StoreUnavailable):
+        call("192.0.2.1", "alice")
+    other = RedisStore(servers.cluster().url, prefix=prefix, timeout=10)
+    address, user = (RateLimiter("9/hour", name=name, store=other) for name in ("address", "user"))
+    began = time.monotonic()
+    servers.until(lambda: (address.peek("192.0.2.1").used, user.peek("alice").used) == (1, 1))
+    assert time.monotonic() - began < 4  # not when the writer next happens to look
+    other.close()
+
+
+def test_rule_24_the_timeout_is_that_of_the_call_however_many_slots_it_asks(
+    cluster_store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+
+    def later(_: object) -> None:
+        nonlocal seconds
+        seconds += 0.6 * cluster_store._timeout
+
+    call = two_layers(cluster_store)
+    call("192.0.2.1", "alice")
+    monkeypatch.setattr(clock, "monotonic", lambda: seconds)
+    before(monkeypatch, cluster_store, later, each=True)
+    with pytest.raises(StoreUnavailable):
+        call("192.0.2.1", "alice")
+
+
+def test_rule_24_a_node_that_fails_is_left_alone_for_a_moment_and_what_was_settled_written_at_the_end(
+    cluster_store: RedisStore, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_writer(monkeypatch)
+    users = [f"user {number}" for number in range(9)]  # several on each node
+    budget = TokenBudget("1_000/day", name="tokens", store=cluster_store)
+    holds = [budget.reserve(user, 100) for user in users]
+    down = cluster_store._links.node_of(b"{s%b}" % users[0].encode())
+    asked: list[object] = []
+
+    def ask(step: Any) -> None:
+        asked.append(step.node)
+        if step.node == down:
+            fail()
+
+    for hold in holds:
+        hold.settle(40)
+    with monkeypatch.context() as patched:
+        patched.setattr("quotalimit.stores.outage.PAUSE", 60.0)
+        before(patched, cluster_store, ask, each=True)
+        cluster_store.flush()
+        assert len(set(asked)) == 3
+        assert asked.count(down) == 1
+        assert "is kept in memory" in caplog.text
+        cluster_store.flush()
+        assert asked.count(down) == 1
+        assert cluster_store.behind
+    cluster_store.close()
+    same = TokenBudget("1_000/day", name="tokens", store=RedisStore(servers.cluster().url, prefix=prefix, timeout=10))
+    assert [same.peek(user).used for user in users] == [40] * len(users)
 
 
 # Rule 5: exactly N
@@ -611,6 +745,8 @@ def test_rule_11_a_settlement_whose_reply_was_lost_is_made_once(
 
     asyncio.run(run())
     assert wire.lost == 3
+    store.before_fork()
+    store.after_fork(in_child=False)  # which changes nothing for the parent
     assert budget.peek("alice").used == 60
     assert not store.behind
     store.close()
@@ -630,6 +766,57 @@ def test_a_question_whose_reply_was_lost_is_not_asked_again(
         limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
     assert limiter.peek("alice").used == 2
     store.close()
+
+
+def test_rule_11_what_another_call_writes_meanwhile_is_made_once(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_writer(monkeypatch)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+    first, second = budget.reserve("alice", 100), budget.reserve("alice", 100)
+
+    def meanwhile(_: object) -> None:
+        assert budget.peek("alice").used == 120
+        second.settle(30)
+        assert budget.peek("alice").used == 50
+
+    first.settle(20)
+    before(monkeypatch, store, meanwhile)
+    store.flush()
+    assert not store.behind
+    assert budget.peek("alice").used == 50
+
+
+def test_rule_24_what_could_not_be_written_is_an_outage_and_written_at_the_end(
+    store: RedisStore, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_writer(monkeypatch)
+    monkeypatch.setattr("quotalimit.stores.outage.PAUSE", 60.0)
+    budget = TokenBudget("1_000/day", name="tokens", store=store)
+    budget.reserve("alice", 100).settle(20)
+    before(monkeypatch, store, fail)
+    store.flush()
+    with pytest.raises(StoreUnavailable, match="gone"):
+        budget.peek("alice")
+    assert store.behind
+    store.close()
+    assert not store.behind
+    same = TokenBudget("1_000/day", name="tokens", store=RedisStore(url, prefix=prefix))
+    assert same.peek("alice").used == 20
+
+
+def test_rule_12_what_was_lent_to_a_call_that_got_no_answer_is_returned(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    budget = TokenBudget("100/day", name="tokens", store=store)
+    with budget.reserve("alice", 100):
+        before(monkeypatch, store, fail)
+        with pytest.raises(StoreUnavailable):
+            budget.reserve("alice", 60)
+        with budget.reserve("alice", 100) as inner:
+            inner.settle(70)
+    assert budget.peek("alice").used == 70
 
 
 # Connections
