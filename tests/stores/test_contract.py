@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from time_machine import Traveller
 
 from quotalimit import (
     MemoryStore,
@@ -24,6 +25,7 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
+from quotalimit.rate import MAX_AMOUNT
 
 from ..conftest import Place
 from ..helpers import reply, used
@@ -149,6 +151,45 @@ def test_rule_12_a_nested_call_draws_on_the_enclosing_hold(store: Store) -> None
     assert used(tokens) == 30
 
 
+def test_rule_12_a_nested_call_needs_room_only_for_what_the_enclosing_hold_does_not_have(store: Store) -> None:
+    tokens = budget(store)
+    other = tokens.reserve("alice", 40)
+    with tokens.reserve("alice", 60):
+        with pytest.raises(TokenBudgetExceeded):
+            tokens.reserve("alice", 61)
+        other.settle(150)
+        with tokens.reserve("alice", 50) as inner:  # in debt, but all of it is held
+            inner.settle(50)
+
+
+def test_rule_12_a_nested_call_that_is_refused_leaves_the_enclosing_hold_as_it_was(store: Store) -> None:
+    tokens = budget(store)
+
+    @rate_limited("1/day", key="user", name="calls", store=store)
+    @token_budget(tokens, key="user", reserve=50)
+    def call(user: str) -> Any:
+        return reply(0)
+
+    call("alice")
+    with tokens.reserve("alice", 60):
+        with pytest.raises(RateLimitExceeded):
+            call("alice")
+        with tokens.reserve("alice", 60) as inner:
+            assert used(tokens) == 60
+            inner.settle(30)
+
+
+@pytest.mark.usefixtures("time")
+@pytest.mark.parametrize("units", [100_000, MAX_AMOUNT])
+def test_rule_9_a_debt_of_any_size_is_told_alike_by_every_store(store: Store, units: int) -> None:
+    told = []
+    for each in (store, MemoryStore()):
+        tokens = budget(each, TokenBucket("1/week"))
+        tokens.reserve("alice", 1).settle(units)
+        told.append(tokens.peek("alice"))
+    assert told[0] == told[1]
+
+
 def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     tokens = budget(store)
     hold = tokens.reserve("alice", 60)
@@ -157,6 +198,16 @@ def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     hold.settle(0)
     store.flush()
     assert used(tokens) == 10
+
+
+def test_what_is_called_inside_a_hold_that_was_reset_takes_its_own(store: Store) -> None:
+    tokens = budget(store)
+    with tokens.reserve("alice", 60):
+        tokens.reset("alice")
+        with tokens.reserve("alice", 50) as inner:
+            assert used(tokens) == 50
+            inner.settle(20)
+    assert used(tokens) == 20
 
 
 def test_a_reset_by_another_process_does_so_too(place: Place) -> None:
@@ -180,6 +231,26 @@ def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) ->
     hold.settle(20)
     thread.join()
     assert admitted == [80]
+
+
+def test_rule_6_a_newcomer_that_fits_does_not_delay_who_waits(store: Store, time: Traveller) -> None:
+    """The first in line has room in 22 hours; for both there is room in 23."""
+    tokens = budget(store, SlidingWindow("100/day"))
+    for units in (10, 60, 10):
+        tokens.charge("alice", units)
+        time.shift(3_600)
+    time.shift(-3_600)
+    thread = threading.Thread(target=lambda: tokens.charge("alice", 30, wait=math.inf))
+    thread.start()
+    while not store.lines:
+        threading.Event().wait(0.001)
+    try:
+        with pytest.raises(TokenBudgetExceeded) as refusal:
+            tokens.charge("alice", 15)
+        assert refusal.value.retry_after == 23 * 3_600
+    finally:
+        tokens.reset("alice")
+        thread.join()
 
 
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
