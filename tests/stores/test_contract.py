@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -85,6 +86,26 @@ def test_rules_7_to_9_a_hold_is_settled_to_what_the_call_used(store: Store) -> N
     assert (seen[0].settlement.charged, used(tokens)) == (95, 105)
     with pytest.raises(TokenBudgetExceeded):
         call("alice", 1)
+
+
+def test_a_call_of_several_units_is_charged_them_all(store: Store) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    call = rate_limited(limiter, key="user", cost=2)(lambda user: user)
+    call("alice"), call("alice")
+    assert used(limiter) == 4
+    with pytest.raises(RateLimitExceeded):
+        call("alice")
+
+
+def test_rule_21_whose_plan_changes_keeps_his_count(store: Store) -> None:
+    plans = {"free": "2/day", "pro": "4/day"}
+
+    @rate_limited(lambda plan: plans[plan], key="user", name="calls", store=store)
+    def call(user: str, plan: str) -> None: ...
+
+    for plan, admitted in (("free", True), ("free", True), ("free", False), ("pro", True), ("free", False)):
+        with nullcontext() if admitted else pytest.raises(RateLimitExceeded):
+            call("alice", plan)
 
 
 def test_rule_7_a_budget_that_stands_twice_holds_what_the_inner_layer_reserves(store: Store) -> None:
@@ -218,6 +239,18 @@ def test_a_reset_by_another_process_does_so_too(place: Place) -> None:
     hold.settle(0)
     tokens.bound().store.flush()
     assert (used(tokens), used(others)) == (10, 10)
+
+
+def test_a_reset_by_another_process_closes_the_hold_of_a_call_under_way(place: Place) -> None:
+    tokens, others = (budget(place.make(), SlidingWindow("100/day")) for _ in range(2))
+
+    @token_budget(tokens, key="user", reserve=1)
+    def call(user: str) -> Any:
+        others.reset("alice")
+        return reply(5)
+
+    call("alice")
+    assert used(others) == 0
 
 
 def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) -> None:
