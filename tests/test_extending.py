@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from freezegun import freeze_time
 
 from quotalimit import (
     MemoryStore,
+    RateLimiter,
     RateLimitExceeded,
+    SlidingWindow,
     SQLiteStore,
     Store,
     TokenBudget,
@@ -25,10 +29,12 @@ from quotalimit import (
 )
 from quotalimit.algorithms.base import NEVER, Algorithm, Mark, State, dump_numbers, load_numbers
 from quotalimit.decision import Decision
-from quotalimit.errors import LimitExceeded
+from quotalimit.errors import InvalidLimit, LimitExceeded
 from quotalimit.integrations.http import answer_to
 from quotalimit.stores.base import Answer, Charge, Claim
+from quotalimit.stores.redis import RedisStore
 from tests.helpers import reply
+from tests.stores import servers
 
 
 class FixedWindow(Algorithm):
@@ -86,6 +92,17 @@ def test_an_algorithm_is_a_class_of_pure_functions(kind: str, tmp_path: Path) ->
         assert refusal.value.retry_after == 10
         clock.tick(10)
         assert ask("alice") == "alice"
+
+
+def test_an_algorithm_without_a_twin_in_lua_is_refused_on_redis_and_a_subclass_of_ours_has_its_twin() -> None:
+    class Window(SlidingWindow):
+        """One of ours by another name."""
+
+    with closing(RedisStore(servers.server().url, prefix=str(uuid4()))) as store:
+        with pytest.raises(InvalidLimit, match="no twin in Lua"):
+            RateLimiter(FixedWindow("2/minute"), name="ask", store=store).acquire("alice")
+        ours = RateLimiter(Window("2/minute"), name="window", store=store)
+        assert [ours.allow("alice") for _ in range(3)] == [True, True, False]
 
 
 class LoggedStore(Store):

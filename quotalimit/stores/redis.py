@@ -359,10 +359,9 @@ class RedisStore(SharedStore):
     def _keep(self, turn: Turn) -> None:
         """Note that the server has made the changes of a turn."""
         with self._lock:
+            self._settlements.written(unsure.serial for unsure in turn.due)
             for unsure in turn.due:
-                if not unsure.made and unsure.serial in self._unsure:
-                    self._settlements.written([unsure.serial])
-                    unsure.made = True
+                unsure.made = True
         turn.due.clear()
 
     def _give_back(self, wants: Sequence[Want], question: Question) -> Talk[None]:

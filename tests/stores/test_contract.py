@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from quotalimit import (
     token_budget,
 )
 from quotalimit.stores.base import Answer, Claim
+from quotalimit.rate import MAX_AMOUNT
 
 from ..conftest import Place
 from ..helpers import reply, used
@@ -87,6 +89,42 @@ def test_rules_7_to_9_a_hold_is_settled_to_what_the_call_used(store: Store) -> N
         call("alice", 1)
 
 
+def test_a_call_of_several_units_is_charged_them_all(store: Store) -> None:
+    limiter = RateLimiter("5/day", name="calls", store=store)
+    call = rate_limited(limiter, key="user", cost=2)(lambda user: user)
+    call("alice"), call("alice")
+    assert used(limiter) == 4
+    with pytest.raises(RateLimitExceeded):
+        call("alice")
+
+
+def test_rule_21_whose_plan_changes_keeps_his_count(store: Store) -> None:
+    plans = {"free": "2/day", "pro": "4/day"}
+
+    @rate_limited(lambda plan: plans[plan], key="user", name="calls", store=store)
+    def call(user: str, plan: str) -> None: ...
+
+    for plan, admitted in (("free", True), ("free", True), ("free", False), ("pro", True), ("free", False)):
+        with nullcontext() if admitted else pytest.raises(RateLimitExceeded):
+            call("alice", plan)
+
+
+def test_rule_7_a_budget_that_stands_twice_holds_what_the_inner_layer_reserves(store: Store) -> None:
+    tokens = TokenBudget("100/day", "90/hour", name="tokens", store=store)
+
+    @token_budget(tokens, key="user")
+    @token_budget(tokens, key="user", reserve=50)
+    def call(user: int) -> Any:
+        held.append(tokens.peek(user).used)
+        return reply(20)
+
+    held: list[int] = []
+    for user in range(20):
+        call(user)
+    assert held == [50] * 20
+    assert [tokens.peek(user).used for user in range(20)] == [40] * 20
+
+
 async def test_rules_7_to_9_for_coroutines_and_streams(store: Store) -> None:
     tokens = budget(store)
 
@@ -145,6 +183,45 @@ def test_rule_12_a_hold_that_outlives_its_outer_one_gives_back_what_it_drew_and_
     assert used(tokens) == 20
 
 
+def test_rule_12_a_nested_call_needs_room_only_for_what_the_enclosing_hold_does_not_have(store: Store) -> None:
+    tokens = budget(store)
+    other = tokens.reserve("alice", 40)
+    with tokens.reserve("alice", 60):
+        with pytest.raises(TokenBudgetExceeded):
+            tokens.reserve("alice", 61)
+        other.settle(150)
+        with tokens.reserve("alice", 50) as inner:  # in debt, but all of it is held
+            inner.settle(50)
+
+
+def test_rule_12_a_nested_call_that_is_refused_leaves_the_enclosing_hold_as_it_was(store: Store) -> None:
+    tokens = budget(store)
+
+    @rate_limited("1/day", key="user", name="calls", store=store)
+    @token_budget(tokens, key="user", reserve=50)
+    def call(user: str) -> Any:
+        return reply(0)
+
+    call("alice")
+    with tokens.reserve("alice", 60):
+        with pytest.raises(RateLimitExceeded):
+            call("alice")
+        with tokens.reserve("alice", 60) as inner:
+            assert used(tokens) == 60
+            inner.settle(30)
+
+
+@pytest.mark.usefixtures("time")
+@pytest.mark.parametrize("units", [100_000, MAX_AMOUNT])
+def test_rule_9_a_debt_of_any_size_is_told_alike_by_every_store(store: Store, units: int) -> None:
+    told = []
+    for each in (store, MemoryStore()):
+        tokens = budget(each, TokenBucket("1/week"))
+        tokens.reserve("alice", 1).settle(units)
+        told.append(tokens.peek("alice"))
+    assert told[0] == told[1]
+
+
 def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     tokens = budget(store)
     hold = tokens.reserve("alice", 60)
@@ -158,6 +235,16 @@ def test_a_reset_forgets_and_closes_open_holds(store: Store) -> None:
     assert used(tokens) == 10
 
 
+def test_what_is_called_inside_a_hold_that_was_reset_takes_its_own(store: Store) -> None:
+    tokens = budget(store)
+    with tokens.reserve("alice", 60):
+        tokens.reset("alice")
+        with tokens.reserve("alice", 50) as inner:
+            assert used(tokens) == 50
+            inner.settle(20)
+    assert used(tokens) == 20
+
+
 def test_a_reset_by_another_process_does_so_too(place: Place) -> None:
     tokens, others = budget(place.make()), budget(place.make())
     hold = tokens.reserve("alice", 60)
@@ -166,6 +253,18 @@ def test_a_reset_by_another_process_does_so_too(place: Place) -> None:
     hold.settle(0)
     tokens.bound().store.flush()
     assert (used(tokens), used(others)) == (10, 10)
+
+
+def test_a_reset_by_another_process_closes_the_hold_of_a_call_under_way(place: Place) -> None:
+    tokens, others = (budget(place.make(), SlidingWindow("100/day")) for _ in range(2))
+
+    @token_budget(tokens, key="user", reserve=1)
+    def call(user: str) -> Any:
+        others.reset("alice")
+        return reply(5)
+
+    call("alice")
+    assert used(others) == 0
 
 
 def test_rule_6_a_thread_waits_for_room_that_a_settlement_makes(store: Store) -> None:
@@ -222,6 +321,26 @@ async def test_rule_6_a_call_is_not_woken_by_what_it_gives_back_itself(store: St
     assert asked == [1, 1, 1], "as it comes, and at the head of its line"
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+def test_rule_6_a_newcomer_that_fits_does_not_delay_who_waits(store: Store, time: time_machine.Traveller) -> None:
+    """The first in line has room in 22 hours; for both there is room in 23."""
+    tokens = budget(store, SlidingWindow("100/day"))
+    for units in (10, 60, 10):
+        tokens.charge("alice", units)
+        time.shift(3_600)
+    time.shift(-3_600)
+    thread = threading.Thread(target=lambda: tokens.charge("alice", 30, wait=math.inf))
+    thread.start()
+    while not store.lines:
+        threading.Event().wait(0.001)
+    try:
+        with pytest.raises(TokenBudgetExceeded) as refusal:
+            tokens.charge("alice", 15)
+        assert refusal.value.retry_after == 23 * 3_600
+    finally:
+        tokens.reset("alice")
+        thread.join()
 
 
 async def test_rule_6_tasks_wait_in_order_and_take_nothing_until_they_start(store: Store) -> None:
