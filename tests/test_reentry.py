@@ -29,6 +29,7 @@ from quotalimit import (
 )
 from quotalimit._waiting import LINES, ThreadBell, Waiter
 from quotalimit.stores.base import Charge, Claim
+from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.shared import SharedCounts
 from quotalimit.stores.sqlite import SQLiteStore
 from quotalimit.testing import use_store
@@ -183,6 +184,35 @@ def test_rule_11_a_hold_is_settled_whole_in_the_middle_of_a_sweep_of_its_own_sta
     counts._slowest = limit
     assert used(budget) == 30
     assert open_holds(budget) == 0
+
+
+def test_rule_11_what_is_settled_while_another_thread_moves_states_is_settled_before_the_next_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = TokenBudget(SlidingWindow("100/hour"))
+    hold = budget.reserve("alice", 50)
+    ((counts, _),) = budget.bound().places
+    counts._old, counts.young = counts.young, {}
+    taken, done = threading.Event(), threading.Event()
+
+    def move() -> None:
+        with counts._moving:
+            taken.set()
+            done.wait(30)
+
+    def load(counts: MemoryCounts, identity: Any, now: int) -> Any:
+        done.set()  # whoever loads a state waits for the other thread
+        mover.join()
+        return real(counts, identity, now)
+
+    real = MemoryCounts.load
+    monkeypatch.setattr(MemoryCounts, "load", load)
+    mover = threading.Thread(target=move)
+    mover.start()
+    taken.wait(30)
+    hold.settle(7)
+    assert mover.is_alive()
+    assert used(budget) == 7
 
 
 def test_rule_6_a_call_in_the_middle_of_asking_who_waits_never_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
