@@ -92,6 +92,27 @@ def test_rule_5_a_call_in_the_middle_of_another_never_hangs(
     assert used(limiter, "bob") == calls_before + (inner == "bob")
 
 
+@pytest.mark.parametrize("act", ["acquire", "peek"])
+@pytest.mark.parametrize("keys", [(1, 2), (2, 1)])
+def test_rule_5_a_call_is_in_the_middle_of_a_change_of_each_of_its_keys(
+    interrupt: Interrupt, keys: tuple[int, int], act: str
+) -> None:
+    store = MemoryStore()
+    limiter = RateLimiter("5/hour", store=store)
+    ((counts, limit),) = limiter.bound().places
+    told: list[int] = []
+
+    def ask() -> None:
+        for key in keys:
+            with pytest.raises(StoreUnavailable, match="call later"):
+                limiter.peek(key)
+            told.append(key)
+
+    interrupt(ask)
+    getattr(store, act)([Claim(counts, key, limit, 1, 1, False) for key in keys])
+    assert told == [*keys]
+
+
 @pytest.mark.parametrize("act", ["peek", "reset", "acquire"])
 def test_rule_5_what_is_asked_in_the_middle_of_a_call_is_told_so(interrupt: Interrupt, act: str) -> None:
     limiter = RateLimiter("5/hour")
