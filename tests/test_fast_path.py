@@ -85,59 +85,86 @@ def limited(layers: int) -> Callable[[Any, Any], Any]:
     return limit(ask if layers == 1 else token_budget(SlidingWindow("12/minute"), key="agent", reserve=3)(ask))
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+keys_of_layers = pytest.mark.parametrize(("layers", "agent"), [(1, "bob"), (2, "bob"), (2, "alice")])
+
+
+@keys_of_layers
 @pytest.mark.parametrize("special", ["collected", "waiting", "uncommon key"])
-def test_what_is_special_is_left_to_the_general_path(special: str, layers: int, default_store: MemoryStore) -> None:
+def test_what_is_special_is_left_to_the_general_path(
+    special: str, layers: int, agent: str, default_store: MemoryStore
+) -> None:
     """A call that reports, that may overtake a waiting one, or whose key must be checked, is not the common call."""
     ask = limited(layers)
-    ask("alice", "bob")
+    ask("alice", agent)
     with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
-        ask("alice", "bob")
+        ask("alice", agent)
         assert not acquire.called
         if special == "collected":
             with collect_decisions() as seen:
-                ask("alice", "bob")
+                ask("alice", agent)
             assert len(seen) == layers
         elif special == "waiting":
             limiter = limiters_of(ask)[-1]
-            place = (limiter.bound().places[0][0], "alice" if layers == 1 else "bob")
+            place = (limiter.bound().places[0][0], "alice" if layers == 1 else agent)
             with mock.patch.dict(default_store.lines.standing, {place: Line()}):
-                ask("alice", "bob")
+                ask("alice", agent)
         else:
             ask(("alice", 1), ("alice", 1))
         assert acquire.called
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_calls_that_wait_elsewhere_leave_a_call_common(layers: int, default_store: MemoryStore) -> None:
+@keys_of_layers
+def test_calls_that_wait_elsewhere_leave_a_call_common(layers: int, agent: str, default_store: MemoryStore) -> None:
     ask = limited(layers)
-    ask("alice", "bob")
+    ask("alice", agent)
     ((counts, _),) = limiters_of(ask)[-1].bound().places
     with (
         at([1_900_000_000_000_000]),  # also at one and the same time
         mock.patch.dict(default_store.lines.standing, {(counts, "carol"): Line()}),
         mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire,
     ):
-        ask("alice", "bob")
-        ask("alice", "bob")
+        ask("alice", agent)
+        ask("alice", agent)
         assert not acquire.called
 
 
-@pytest.mark.parametrize(("layers", "agent"), [(1, "bob"), (2, "bob"), (2, "alice")])
-def test_rule_19_a_step_back_since_a_common_call_is_left_to_the_general_path(
-    layers: int, agent: str, default_store: MemoryStore
+@keys_of_layers
+@pytest.mark.parametrize("common_calls", [0, 1])
+def test_rule_19_a_step_back_since_a_call_is_left_to_the_general_path(
+    common_calls: int, layers: int, agent: str, default_store: MemoryStore
 ) -> None:
     ask = limited(layers)
     clock = [1_900_000_000_000_000]
     with at(clock):
         ask("alice", agent)
-        clock[0] += 20_000_000
         with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
-            ask("alice", agent)
-            assert not acquire.called
+            for _ in range(common_calls):
+                clock[0] += 20_000_000
+                ask("alice", agent)
+                assert not acquire.called
             clock[0] -= 10_000_000
             ask("alice", agent)
             assert acquire.called
+
+
+@pytest.mark.parametrize("agent", ["alice", "bob"])
+def test_rule_19_a_step_back_in_the_middle_of_a_common_call_is_seen(agent: str) -> None:
+    limiter = RateLimiter("4/minute")
+    clock = [1_900_000_000_000_000]
+    refusals: list[tuple[Any, ...]] = []
+
+    @rate_limited(limiter, key="user")
+    @token_budget("12/minute", key="agent", reserve=3)
+    def ask(user: str, agent: str, back: int) -> Any:
+        clock[0] -= back
+        refusals.append(outcome(lambda user: limiter.acquire(user, 4), user))
+        return reply(3)
+
+    with at(clock):
+        ask("alice", agent, 0)
+        clock[0] += 20_000_000
+        ask("alice", agent, 10_000_000)
+    assert [retry_after for _, retry_after, *_ in refusals] == [60, 60]
 
 
 @pytest.mark.parametrize("bad", [None, True, 1.0])

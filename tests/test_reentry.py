@@ -29,6 +29,7 @@ from quotalimit import (
 )
 from quotalimit._waiting import LINES, ThreadBell, Waiter
 from quotalimit.stores.base import Charge, Claim
+from quotalimit.stores.memory_counts import MemoryCounts
 from quotalimit.stores.shared import SharedCounts
 from quotalimit.stores.sqlite import SQLiteStore
 from quotalimit.testing import use_store
@@ -89,6 +90,27 @@ def test_rule_5_a_call_in_the_middle_of_another_never_hangs(
     assert outcomes == [True if inner == "alice" else "bob"]
     assert used(limiter, "alice") == calls_before + 1
     assert used(limiter, "bob") == calls_before + (inner == "bob")
+
+
+@pytest.mark.parametrize("act", ["acquire", "peek"])
+@pytest.mark.parametrize("keys", [(1, 2), (2, 1)])
+def test_rule_5_a_call_is_in_the_middle_of_a_change_of_each_of_its_keys(
+    interrupt: Interrupt, keys: tuple[int, int], act: str
+) -> None:
+    store = MemoryStore()
+    limiter = RateLimiter("5/hour", store=store)
+    ((counts, limit),) = limiter.bound().places
+    told: list[int] = []
+
+    def ask() -> None:
+        for key in keys:
+            with pytest.raises(StoreUnavailable, match="call later"):
+                limiter.peek(key)
+            told.append(key)
+
+    interrupt(ask)
+    getattr(store, act)([Claim(counts, key, limit, 1, 1, False) for key in keys])
+    assert told == [*keys]
 
 
 @pytest.mark.parametrize("act", ["peek", "reset", "acquire"])
@@ -183,6 +205,35 @@ def test_rule_11_a_hold_is_settled_whole_in_the_middle_of_a_sweep_of_its_own_sta
     counts._slowest = limit
     assert used(budget) == 30
     assert open_holds(budget) == 0
+
+
+def test_rule_11_what_is_settled_while_another_thread_moves_states_is_settled_before_the_next_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = TokenBudget(SlidingWindow("100/hour"))
+    hold = budget.reserve("alice", 50)
+    ((counts, _),) = budget.bound().places
+    counts._old, counts.young = counts.young, {}
+    taken, done = threading.Event(), threading.Event()
+
+    def move() -> None:
+        with counts._moving:
+            taken.set()
+            done.wait(30)
+
+    def load(counts: MemoryCounts, identity: Any, now: int) -> Any:
+        done.set()  # whoever loads a state waits for the other thread
+        mover.join()
+        return real(counts, identity, now)
+
+    real = MemoryCounts.load
+    monkeypatch.setattr(MemoryCounts, "load", load)
+    mover = threading.Thread(target=move)
+    mover.start()
+    taken.wait(30)
+    hold.settle(7)
+    assert mover.is_alive()
+    assert used(budget) == 7
 
 
 def test_rule_6_a_call_in_the_middle_of_asking_who_waits_never_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

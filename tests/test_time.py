@@ -430,6 +430,35 @@ def test_rule_19_the_window_runs_from_the_first_question_whatever_it_is(
         assert counted.peek("alice").used == 0
 
 
+@limits
+@back
+def test_rule_19_a_settlement_hides_a_step_back_from_no_other_limit_of_the_key(limit: Algorithm, back: int) -> None:
+    store = MemoryStore()
+    limiter = RateLimiter(limit, name="limit", store=store)
+    budget = TokenBudget(limit, name="budget", store=store)
+    with time_machine.travel(T0, tick=False) as traveller:
+        limiter.acquire("alice", 4)
+        hold = budget.reserve("alice", 4)
+        traveller.shift(-back)
+        hold.settle(4)
+        waits = retry_after(limiter.acquire, "alice")
+        assert waits is not None
+        assert waits <= window(limit)
+
+
+def test_rule_19_a_step_back_since_a_settlement_is_seen() -> None:
+    """From the first question after it, the bucket refills."""
+    budget = TokenBudget(TokenBucket("60/minute"), store=MemoryStore())
+    with time_machine.travel(T0, tick=False) as traveller:
+        hold = budget.reserve("alice", 40)
+        traveller.shift(20)
+        hold.settle(60)
+        traveller.shift(-10)
+        assert budget.peek("alice").used == 40
+        traveller.shift(10)
+        assert budget.peek("alice").used == 30
+
+
 @back
 def test_rule_19_entries_of_a_sliding_window_keep_their_distances(back: int) -> None:
     limiter = RateLimiter("3/minute", store=MemoryStore())

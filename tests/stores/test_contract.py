@@ -26,8 +26,8 @@ from quotalimit import (
     rate_limited,
     token_budget,
 )
-from quotalimit.stores.base import Answer, Claim
 from quotalimit.rate import MAX_AMOUNT
+from quotalimit.stores.base import Answer, Claim
 
 from ..conftest import Place
 from ..helpers import reply, used
