@@ -171,8 +171,7 @@ class Links:
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes], *, anew: bool = False) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
         words: Words = ("EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)
-        slot = key_slot(keys[0]) if self.cluster else 0
-        node = self._slots.get(slot, self._home)
+        node = self.node_of(keys[0])
         asking = False
         for _ in range(_MOST_REDIRECTS):
             try:
@@ -186,7 +185,7 @@ class Links:
                     raise self._failed(node, error) from error
                 node, asking = redirected
                 if not asking:
-                    self._slots[slot] = node
+                    self._slots[key_slot(keys[0])] = node
             except RedisError as error:
                 raise self._failed(node, error) from error
             else:
@@ -322,8 +321,8 @@ class Links:
         self._idle, self._loops = {}, {}
 
     def _connection(self, node: Node, module: Any, retry: Any) -> Any:
-        timeout = self._timeout if module is redis.connection else None  # on an event loop, that is for `Patience`
-        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=timeout, socket_timeout=timeout)
+        """A new connection, without time-outs: who uses it sets them, or has `Patience`."""
+        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=None, socket_timeout=None)
         if "path" not in options:
             options["host"], options["port"] = node
         kind = getattr(module, self._kind)
@@ -497,7 +496,6 @@ class Patience:
         if self._left > 0:
             self._begin_turn()
         else:
-            self._since = clock.monotonic()
             self._timeout.reschedule(0)  # a moment that is over
 
 
@@ -617,4 +615,5 @@ def _options_taken(kind: type) -> frozenset[str]:
 
 
 def _text(word: Any) -> str:
-    return word.decode() if isinstance(word, bytes) else "" if word is None else str(word)
+    """Text of a server's; "" for anything else."""
+    return word.decode() if isinstance(word, bytes) else ""

@@ -549,7 +549,10 @@ def test_rule_24_no_identity_is_told_where_the_server_repeats_a_command_that_it_
 
 
 class Wire:
-    """A server between the store and Valkey that drops the connection instead of handing on a chosen reply."""
+    """A server between the store and Valkey that drops the connection instead of handing on a chosen reply.
+
+    Or that hands on nothing any more, with the connection left open: it `hangs`.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -557,6 +560,7 @@ class Wire:
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self.lose = b"\0never"
         self.lost = 0
+        self.hangs = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -571,6 +575,8 @@ class Wire:
         with suppress(OSError), near, socket.create_connection(("127.0.0.1", self._port)) as far:
             while said := near.recv(1 << 20):
                 far.sendall(said)
+                if self.hangs and self.lose in said:
+                    continue
                 heard = far.recv(1 << 20)
                 if self.lose in said:
                     self.lost += 1
@@ -632,7 +638,97 @@ def test_a_question_whose_reply_was_lost_is_not_asked_again(
     store.close()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_a_server_that_hangs_up_is_not_called_again(prefix: str, mode: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        called = []
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    near, _ = listener.accept()
+                    called.append(near.recv(1 << 20))
+                    near.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        store = RedisStore(f"redis://:s3cret@127.0.0.1:{listener.getsockname()[1]}", prefix=prefix, timeout=10)
+        limiter = RateLimiter("9/day", name="chat", store=store)
+        with pytest.raises(StoreUnavailable):
+            limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
+        store.close()
+        listener.shutdown(socket.SHUT_RDWR)
+    assert len(called) == 1
+
+
+def test_rule_24_what_is_left_of_the_time_is_waited_for_on_a_connection_that_has_been_used(
+    wire: Wire, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(wire.url, prefix=prefix, timeout=30)
+    limiter = RateLimiter("9/day", name="chat", store=store)
+    limiter.acquire("alice")
+    really_said, seconds = store._links._said, 0.0
+
+    def said(step: Any, deadline: float) -> Any:
+        nonlocal seconds
+        if step.words[0] == "EVALSHA":
+            wire.hangs, wire.lose = True, b"EVALSHA"
+            seconds = 29.9
+        return really_said(step, deadline)
+
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + seconds)
+    monkeypatch.setattr(store._links, "_said", said)
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        limiter.acquire("alice")
+    assert time.monotonic() - began < 10
+    store.close()
+
+
 # Connections
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_connection_is_used_again_also_when_the_server_has_said_no(store: RedisStore, server: Any, mode: str) -> None:
+    limiter = RateLimiter("100/hour", name="chat", store=store)
+
+    async def calls() -> set[int]:
+        seen = set()
+        for number in range(6):
+            if number == 3:
+                await asyncio.to_thread(server.script_flush)
+            limiter.acquire("alice") if mode == "sync" else await limiter.acquire_async("alice")
+            seen.add(server.info("stats")["total_connections_received"])
+        return seen
+
+    assert len(asyncio.run(calls())) == 1
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_23_a_connection_to_what_has_become_a_replica_is_not_kept(
+    own_server: Callable[..., servers.Server], prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind an address that stays the same, the next one leads to the server that has taken over."""
+    no_pause(monkeypatch)
+    server = own_server()
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+
+    async def call() -> None:
+        limiter.acquire("alice") if mode == "sync" else await limiter.acquire_async("alice")
+
+    async def calls() -> None:
+        with server.client() as client:
+            await call()
+            kept = len(client.client_list())
+            client.replicaof("127.0.0.1", servers.free_port())
+            with pytest.raises(StoreUnavailable, match="read only"):
+                await call()
+            await asyncio.to_thread(servers.until, lambda: len(client.client_list()) == kept - 1)
+            client.replicaof("NO", "ONE")
+            await call()
+
+    asyncio.run(calls())
+    store.close()
 
 
 def test_one_store_serves_threads_and_one_loop_after_another(store: RedisStore) -> None:
@@ -711,6 +807,29 @@ async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server:
         await asyncio.wait(links._unfinished)
     assert (await limiter.peek_async("alice")).used == 1
     assert (await budget.peek_async("alice")).used == 0
+
+
+@pytest.mark.parametrize("lost", [b"\0never", b"HELLO", b"EVALSHA"])
+async def test_nothing_is_told_of_what_became_of_calls_that_were_cancelled(
+    wire: Wire, prefix: str, lost: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether they were waiting for a connection, for who is there, or for an answer that then never came."""
+    for steps in range(1, 10):
+        store = RedisStore(wire.url, prefix=prefix, timeout=10)
+        limiter = RateLimiter("9/hour", name="chat", store=store)
+        calls = [asyncio.ensure_future(limiter.allow_async("alice")) for _ in range(70 if steps == 1 else 1)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        wire.lose = lost
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        links = store._links._loops[asyncio.get_running_loop()]
+        while links._unfinished:
+            await asyncio.wait(links._unfinished)
+        store.close()
+    gc.collect()
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("kind", ["cluster", "single"])
@@ -927,7 +1046,7 @@ def test_what_is_out_of_the_window_leaves_the_server(url: str, prefix: str, serv
     store.close()
 
 
-@pytest.mark.parametrize("step", ["Unsure", "Want", "RedisStore._turns"])
+@pytest.mark.parametrize("step", ["redis.Unsure", "redis.Want", "redis.RedisStore._turns", "links.Links._said"])
 def test_rule_11_what_is_settled_as_a_call_is_interrupted_is_written_by_the_next(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -938,10 +1057,11 @@ def test_rule_11_what_is_settled_as_a_call_is_interrupted_is_written_by_the_next
     enclosing = budget.reserve("bob", 10)
     budget.reserve("alice", 30).settle(4)
     with monkeypatch.context() as patched:
-        patched.setattr(f"quotalimit.stores.redis.{step}", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"quotalimit.stores.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback keeps alive what was under way
             budget.charge("bob", 1)
     store.flush()
     assert not store.behind
     assert budget.peek("alice").used == 4
     enclosing.settle(10)
+    del interrupted

@@ -86,6 +86,10 @@ def test_a_url_names_the_authority(serve: Serve, trusted: str) -> None:
     assert_counts(f"rediss://127.0.0.1:{serve()}/0?{urlencode({'ssl_ca_certs': trusted})}")
 
 
+def test_a_url_may_say_that_nobody_need_vouch_for_the_server(serve: Serve) -> None:
+    assert_counts(f"rediss://127.0.0.1:{serve('redis.example.org')}/0?ssl_cert_reqs=none")
+
+
 def test_a_password_goes_over_tls(serve: Serve, trusted: str, tmp_path: Path) -> None:
     server = servers.Server(tmp_path / "server")
     try:
