@@ -555,14 +555,15 @@ async def _let_go(connection: Any) -> None:
 
 def _close_without_loop(transport: Any) -> None:
     """Close the socket of a transport whose loop is closed, which asyncio has no word for."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)  # of TLS: what has the socket
     try:
         transport.abort()
     except RuntimeError:  # as the loop is closed, but what can be done without it is done
         pass
     try:
-        transport._call_connection_lost(None)
+        below._call_connection_lost(None)
     except Exception:
-        pass  # a loop of another make, which closes its sockets as they are collected
+        pass  # TLS would tell the loop; one of another make closes its sockets as they are collected
 
 
 def _from_url(url: str) -> dict[str, Any]:
