@@ -176,6 +176,13 @@ def test_a_cluster_is_asked_by_the_node_that_answered_last_and_by_all_it_has_if_
     with pytest.raises(StoreUnavailable, match="of one"):  # what befell the first that was asked
         call(store)
     assert play.heard() == [(ONE, "HELLO"), (FOUR, "HELLO"), (THREE, "HELLO")]
+    play.answers |= {"HELLO": about(mode="cluster"), "EVALSHA": b"done", (THREE, "EVALSHA"): LostConnection("of three")}
+    call(store, b"25")
+    with pytest.raises(StoreUnavailable, match="of three"):
+        call(store, b"15")
+    call(store, b"25")
+    opened = [(FOUR, "HELLO"), (FOUR, "CLUSTER"), (FOUR, "EVALSHA")]
+    assert play.heard() == [(ONE, "HELLO"), *opened, (THREE, "EVALSHA"), *opened]
 
 
 @pytest.mark.parametrize("word", ["HELLO", "EVALSHA"])

@@ -861,6 +861,24 @@ def test_a_fork_shares_no_socket(kind: str, url: str, prefix: str) -> None:
     store.close()
 
 
+async def test_a_fork_under_a_loop_leaves_its_connections_to_the_parent(store: RedisStore) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    await limiter.acquire_async("alice")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            gc.collect()
+            limiter.acquire("alice")
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (await limiter.acquire_async("alice")).used == 3
+
+
 def test_a_unix_socket_and_a_password(own_server: Callable[..., servers.Server], prefix: str, tmp_path: Path) -> None:
     path = tmp_path / "s"
     own_server("--unixsocket", str(path))
