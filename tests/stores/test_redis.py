@@ -809,6 +809,24 @@ async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server:
     assert (await budget.peek_async("alice")).used == 0
 
 
+def test_a_loop_that_shuts_down_gives_back_first_what_was_cancelled(store: RedisStore, server: Any) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+
+    async def cancelled() -> None:
+        await limiter.acquire_async("alice")
+        server.client_pause(30)
+        call = asyncio.ensure_future(limiter.acquire_async("alice"))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(cancelled())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+    assert limiter.peek("alice").used == 1
+
+
 @pytest.mark.parametrize("lost", [b"\0never", b"HELLO", b"EVALSHA"])
 async def test_nothing_is_told_of_what_became_of_calls_that_were_cancelled(
     wire: Wire, prefix: str, lost: bytes, caplog: pytest.LogCaptureFixture
