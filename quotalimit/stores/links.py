@@ -245,7 +245,7 @@ class Links:
     # Event loops
 
     async def drive_async(self, talk: Talk[T], abandon: Callable[[T], None]) -> T:
-        """Do what a generator says. If that is cancelled, it goes on by itself, and its result is abandoned."""
+        """Do what a generator says. If that is cancelled, the reply is heard all the same, and its result abandoned."""
         links = await self._of_loop()
         patience = Patience(self._timeout)
         try:
@@ -267,22 +267,18 @@ class Links:
             return cast("T", stop.value)
 
     async def _finished(self, waiting: Waiting, talk: Talk[T], abandon: Callable[[T], None]) -> None:
-        """Go on where a call was cancelled, so that what it took can be given back."""
+        """Hear the reply that a cancelled call was waiting for, so that what it took can be given back.
+
+        Nothing more is said for it: a talk that has more to say is closed, and gives back what it took so far.
+        """
         patience = Patience(self._timeout)
         try:
             try:
                 reply = await waiting.heard(patience)
             except RedisError as error:
-                step = talk.throw(error)
+                talk.throw(error)
             else:
-                step = talk.send(reply)
-            while True:
-                try:
-                    reply = await Waiting(self, waiting.links, step, patience).said()
-                except RedisError as error:
-                    step = talk.throw(error)
-                else:
-                    step = talk.send(reply)
+                talk.send(reply)
         except StopIteration as stop:
             abandon(stop.value)
         except StoreUnavailable:

@@ -807,6 +807,33 @@ async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, server:
     assert (await budget.peek_async("alice")).used == 0
 
 
+async def test_a_call_of_several_slots_that_is_cancelled_before_it_starts_takes_nothing(
+    cluster_store: RedisStore,
+) -> None:
+    started = 0
+
+    @rate_limited("99/hour", key="address", store=cluster_store, name="address")
+    @token_budget("900/day", key="user", reserve=10, store=cluster_store, name="tokens")
+    async def chat(address: str, user: str) -> Any:
+        nonlocal started
+        started += 1
+        return reply(3)
+
+    await chat("192.0.2.1", "alice")
+    for steps in range(12):
+        call = asyncio.ensure_future(chat("192.0.2.1", "alice"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+    links = cluster_store._links._loops[asyncio.get_running_loop()]
+    while links._unfinished:
+        await asyncio.wait(links._unfinished)
+    address, tokens = limiters_of(chat)
+    assert (await address.peek_async("192.0.2.1")).used == started
+    assert (await tokens.peek_async("alice")).used == 3 * started
+
+
 def test_a_loop_that_shuts_down_gives_back_first_what_was_cancelled(store: RedisStore, server: Any) -> None:
     limiter = RateLimiter("9/hour", name="chat", store=store)
 
