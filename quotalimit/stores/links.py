@@ -319,8 +319,7 @@ class Links:
     def _connection(self, node: Node, module: Any, retry: Any) -> Any:
         """A new connection, without time-outs: who uses it sets them, or has `Patience`."""
         options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=None, socket_timeout=None)
-        if "path" not in options:
-            options["host"], options["port"] = node
+        options["host"], options["port"] = node  # which a Unix socket does not take
         kind = getattr(module, self._kind)
         taken = _options_taken(kind)
         return kind(**{name: option for name, option in options.items() if name in taken})

@@ -343,6 +343,11 @@ async def test_rule_24_of_a_loop_that_is_blocked_a_quarter_of_the_time_passes(mo
     async with patience:
         await loop.passes(0.125)
     assert await loop.given_up(patience, 60) == 1
+    patience = Patience(1.0)
+    for _ in range(4):
+        async with patience:
+            loop.seconds += 60
+    assert await loop.given_up(patience, 60) == 0
 
 
 # What is said
