@@ -14,7 +14,7 @@ from redis.exceptions import AskError, MovedError, NoPermissionError, ResponseEr
 
 from quotalimit import StoreUnavailable, clock
 from quotalimit.stores import links
-from quotalimit.stores.links import Links, LostConnection, Node, NoTime, Patience, Send
+from quotalimit.stores.links import Links, LostConnection, Node, NoTime, Patience, Send, Waiting
 from quotalimit.stores.scripts import Script
 
 SCRIPT = Script("return 1")
@@ -31,13 +31,18 @@ class Play:
         self.answers: dict[Any, Any] = {"HELLO": about(), "EVALSHA": b"done"}
         self.said: Said = []
         self.asking: list[Node] = []
-        self.deadlines: list[float] = []
+        self.deadlines: list[Any] = []
         self.seconds = 0.0
         monkeypatch.setattr(clock, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(links, "key_slot", int)
         monkeypatch.setattr(Links, "_said", lambda _links, step, deadline: self._answer(step, deadline))
 
-    def _answer(self, step: Send, deadline: float) -> Any:
+        async def said(waiting: Waiting) -> Any:
+            return self._answer(waiting._step, waiting._patience)
+
+        monkeypatch.setattr(Waiting, "said", said)
+
+    def _answer(self, step: Send, deadline: object) -> Any:
         name = str(step.words[0])
         self.said.append((step.node, name))
         self.deadlines.append(deadline)
@@ -258,21 +263,39 @@ def test_nodes_that_send_to_each_other_are_left(play: Play) -> None:
 # For how long
 
 
-def test_rule_24_the_timeout_is_for_all_that_a_call_says_unless_that_is_to_begin_anew(play: Play) -> None:
+def talk_of_four(play: Play, **how: bool) -> tuple[Links, Any]:
+    """A store, and what it says in a call that opens it and is sent on to another node: four things."""
     play.cluster(ONE, TWO)
     play.answers[ONE, "EVALSHA"] = MovedError("5 10.0.0.2:2")
     store = store_on(ONE)
 
-    def talk(**how: bool) -> Any:
+    def talk() -> Any:
         yield from store.opened()
         yield from store.called(SCRIPT, [b"5"], [], **how)
 
-    store.drive(talk())
+    return store, talk()
+
+
+def test_rule_24_the_timeout_is_for_all_that_a_call_says_unless_that_is_to_begin_anew(play: Play) -> None:
+    store, talk = talk_of_four(play)
+    store.drive(talk)
     assert play.deadlines == [1.0] * 4
     play.deadlines.clear()
     play.seconds = 10.0
-    store.drive(talk(anew=True))
+    store, talk = talk_of_four(play, anew=True)
+    store.drive(talk)
     assert play.deadlines == pytest.approx([11.0, 11.0, 11.2, 11.2])
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_rule_24_so_it_is_on_an_event_loop(play: Play, anew: bool) -> None:
+    store, talk = talk_of_four(play, anew=anew)
+    await store.drive_async(talk, lambda _: None)
+    first, second, third, fourth = play.deadlines
+    assert first is second
+    assert third is fourth
+    assert (third is not first) == anew
+    store.close()
 
 
 @pytest.mark.parametrize(("left", "error"), [(0.5, LostConnection), (0.0, NoTime), (-1.0, NoTime)])
