@@ -434,6 +434,25 @@ def test_rule_24_the_timeout_is_that_of_the_call_however_many_nodes_hang(
     store.close()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_after_a_node_that_hangs_another_is_asked(
+    deaf: list[int], prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    store = RedisStore(f"redis://127.0.0.1:{deaf[0]}", prefix=prefix, timeout=0.05)
+    store._links._nodes.append(("127.0.0.1", servers.cluster().nodes[0].port))
+    limiter = RateLimiter("5/minute", name="chat", store=store)
+
+    async def call() -> bool:
+        return limiter.allow("alice") if mode == "sync" else await limiter.allow_async("alice")
+
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(call())
+    store._links._timeout = 10
+    assert asyncio.run(call())
+    store.close()
+
+
 async def test_rule_24_tasks_that_wait_for_a_connection_wait_no_longer_than_the_timeout(
     deaf: list[int], prefix: str
 ) -> None:
