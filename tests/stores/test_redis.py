@@ -854,22 +854,44 @@ async def test_a_call_of_several_slots_that_is_cancelled_before_it_starts_takes_
     assert (await tokens.peek_async("alice")).used == 3 * started
 
 
-def test_a_loop_that_shuts_down_gives_back_first_what_was_cancelled(store: RedisStore, server: Any) -> None:
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_loop_that_shuts_down_leaves_nothing_behind_of_the_calls_that_it_still_had(
+    store: RedisStore, server: Any, cancelled: bool
+) -> None:
+    """What a cancelled one took is given back first; the connection of one that goes on is closed as it ends."""
     limiter = RateLimiter("9/hour", name="chat", store=store)
+    loop = asyncio.new_event_loop()
 
-    async def cancelled() -> None:
+    async def begin() -> asyncio.Task[Any]:
         await limiter.acquire_async("alice")
         server.client_pause(30)
-        call = asyncio.ensure_future(limiter.acquire_async("alice"))
+        call = loop.create_task(limiter.acquire_async("alice"))
         await asyncio.sleep(0)
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        if cancelled:
+            call.cancel()
+            await asyncio.wait([call])
+        return call
 
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(cancelled())
+    call = loop.run_until_complete(begin())
     loop.run_until_complete(loop.shutdown_asyncgens())
+    if not cancelled:
+        loop.run_until_complete(call)
     loop.close()
-    assert limiter.peek("alice").used == 1
+    del call
+    gc.collect()
+    assert limiter.peek("alice").used == (1 if cancelled else 2)
+
+
+def test_loops_that_are_open_keep_their_connections(store: RedisStore, server: Any) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    before = server.info("stats")["total_connections_received"]
+    for loop in loops * 2:
+        loop.run_until_complete(limiter.acquire_async("alice"))
+    assert server.info("stats")["total_connections_received"] == before + 2
+    for loop in loops:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 @pytest.mark.parametrize("lost", [b"\0never", b"HELLO", b"EVALSHA"])
