@@ -11,10 +11,11 @@ import redis
 import redis.asyncio
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import AskError, MovedError, NoPermissionError, ResponseError
+from redis.exceptions import ConnectionError as LostConnection
 
 from quotalimit import StoreUnavailable, clock
 from quotalimit.stores import links
-from quotalimit.stores.links import Links, LostConnection, Node, NoTime, Patience, Send, Waiting
+from quotalimit.stores.links import Links, Node, NoTime, Patience, Send, Waiting
 from quotalimit.stores.scripts import Script
 
 SCRIPT = Script("return 1")
@@ -377,7 +378,7 @@ async def test_rule_24_of_a_loop_that_is_blocked_a_quarter_of_the_time_passes(mo
 
 
 @pytest.mark.parametrize("words", [("HELLO",), ("EVAL", "réponse", b"1", b"\0\r\n$3\r\n", b"")])
-def test_without_hiredis_the_same_is_said(words: tuple[str | bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hiredis_the_same_is_said(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "_pack", None)
     assert links._packed(words) == hiredis.pack_command(words)
 
@@ -425,6 +426,7 @@ def test_a_client_over_tls_means_tls(make: Any, tls: bool, monkeypatch: pytest.M
 
 
 def test_a_client_whose_servers_others_know_is_refused() -> None:
-    client = redis.Sentinel([("10.0.0.1", 7)]).master_for("counts")
+    sentinel: Any = redis.Sentinel
+    client = sentinel([("10.0.0.1", 7)]).master_for("counts")
     with pytest.raises(TypeError, match="SentinelManagedConnection: give it the server's URL"):
         Links(client, 1.0, None)
