@@ -171,8 +171,7 @@ class Links:
     def called(self, script: Script, keys: list[bytes], arguments: list[bytes], *, anew: bool = False) -> Talk[bytes]:
         """Call a script. Raises `StoreUnavailable` if it was not, or if nobody knows whether it was."""
         words: Words = ("EVALSHA", script.digest, b"%d" % len(keys), *keys, *arguments)
-        slot = key_slot(keys[0]) if self.cluster else 0
-        node = self._slots.get(slot, self._home)
+        node = self.node_of(keys[0])
         asking = False
         for _ in range(_MOST_REDIRECTS):
             try:
@@ -186,7 +185,7 @@ class Links:
                     raise self._failed(node, error) from error
                 node, asking = redirected
                 if not asking:
-                    self._slots[slot] = node
+                    self._slots[key_slot(keys[0])] = node
             except RedisError as error:
                 raise self._failed(node, error) from error
             else:
@@ -246,7 +245,7 @@ class Links:
     # Event loops
 
     async def drive_async(self, talk: Talk[T], abandon: Callable[[T], None]) -> T:
-        """Do what a generator says. If that is cancelled, it goes on by itself, and its result is abandoned."""
+        """Do what a generator says. If that is cancelled, the reply is heard all the same, and its result abandoned."""
         links = await self._of_loop()
         patience = Patience(self._timeout)
         try:
@@ -268,22 +267,18 @@ class Links:
             return cast("T", stop.value)
 
     async def _finished(self, waiting: Waiting, talk: Talk[T], abandon: Callable[[T], None]) -> None:
-        """Go on where a call was cancelled, so that what it took can be given back."""
+        """Hear the reply that a cancelled call was waiting for, so that what it took can be given back.
+
+        Nothing more is said for it: a talk that has more to say is closed, and gives back what it took so far.
+        """
         patience = Patience(self._timeout)
         try:
             try:
                 reply = await waiting.heard(patience)
             except RedisError as error:
-                step = talk.throw(error)
+                talk.throw(error)
             else:
-                step = talk.send(reply)
-            while True:
-                try:
-                    reply = await Waiting(self, waiting.links, step, patience).said()
-                except RedisError as error:
-                    step = talk.throw(error)
-                else:
-                    step = talk.send(reply)
+                talk.send(reply)
         except StopIteration as stop:
             abandon(stop.value)
         except StoreUnavailable:
@@ -322,10 +317,9 @@ class Links:
         self._idle, self._loops = {}, {}
 
     def _connection(self, node: Node, module: Any, retry: Any) -> Any:
-        timeout = self._timeout if module is redis.connection else None  # on an event loop, that is for `Patience`
-        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=timeout, socket_timeout=timeout)
-        if "path" not in options:
-            options["host"], options["port"] = node
+        """A new connection, without time-outs: who uses it sets them, or has `Patience`."""
+        options = dict(self._options, protocol=2, retry=retry, socket_connect_timeout=None, socket_timeout=None)
+        options["host"], options["port"] = node  # which a Unix socket does not take
         kind = getattr(module, self._kind)
         taken = _options_taken(kind)
         return kind(**{name: option for name, option in options.items() if name in taken})
@@ -497,7 +491,6 @@ class Patience:
         if self._left > 0:
             self._begin_turn()
         else:
-            self._since = clock.monotonic()
             self._timeout.reschedule(0)  # a moment that is over
 
 
@@ -557,14 +550,15 @@ async def _let_go(connection: Any) -> None:
 
 def _close_without_loop(transport: Any) -> None:
     """Close the socket of a transport whose loop is closed, which asyncio has no word for."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)  # of TLS: what has the socket
     try:
         transport.abort()
     except RuntimeError:  # as the loop is closed, but what can be done without it is done
         pass
     try:
-        transport._call_connection_lost(None)
+        below._call_connection_lost(None)
     except Exception:
-        pass  # a loop of another make, which closes its sockets as they are collected
+        pass  # TLS would tell the loop; one of another make closes its sockets as they are collected
 
 
 def _from_url(url: str) -> dict[str, Any]:
@@ -617,4 +611,5 @@ def _options_taken(kind: type) -> frozenset[str]:
 
 
 def _text(word: Any) -> str:
-    return word.decode() if isinstance(word, bytes) else "" if word is None else str(word)
+    """Text of a server's; "" for anything else."""
+    return word.decode() if isinstance(word, bytes) else ""

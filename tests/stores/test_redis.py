@@ -342,10 +342,11 @@ def test_a_cluster_that_has_moved_a_slot_is_followed(cluster_store: RedisStore) 
     assert {asyncio.run(limiter.acquire_async(key)).used for key in keys} == {3}
 
 
-def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: RedisStore) -> None:
+def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: RedisStore, prefix: str) -> None:
     limiter = RateLimiter("50/hour", name="chat", store=cluster_store)
     limiter.acquire("somebody")
-    slot = redis.crc.key_slot(b"{salice}")
+    key = prefix  # of a slot that no other test has left something in
+    slot = redis.crc.key_slot(b"{s%b}" % key.encode())
     links = cluster_store._links
     source = links._slots[slot]
     target = next(node for node in links._nodes if node != source)
@@ -354,8 +355,8 @@ def test_a_slot_that_is_being_moved_is_asked_for_where_it_goes(cluster_store: Re
             new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old.execute_command("CLUSTER", "MYID"))
             old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new.execute_command("CLUSTER", "MYID"))
             new.script_flush()
-            limiter.acquire("alice")
-            assert asyncio.run(limiter.acquire_async("alice")).used == 2
+            limiter.acquire(key)
+            assert asyncio.run(limiter.acquire_async(key)).used == 2
             assert links._slots[slot] == source
             assert new.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
         finally:
@@ -626,6 +627,25 @@ def test_rule_24_the_timeout_is_that_of_the_call_however_many_nodes_hang(
     store.close()
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_after_a_node_that_hangs_another_is_asked(
+    deaf: list[int], prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_pause(monkeypatch)
+    store = RedisStore(f"redis://127.0.0.1:{deaf[0]}", prefix=prefix, timeout=0.05)
+    store._links._nodes.append(("127.0.0.1", servers.cluster().nodes[0].port))
+    limiter = RateLimiter("5/minute", name="chat", store=store)
+
+    async def call() -> bool:
+        return limiter.allow("alice") if mode == "sync" else await limiter.allow_async("alice")
+
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(call())
+    store._links._timeout = 10
+    assert asyncio.run(call())
+    store.close()
+
+
 async def test_rule_24_tasks_that_wait_for_a_connection_wait_no_longer_than_the_timeout(
     deaf: list[int], prefix: str
 ) -> None:
@@ -742,7 +762,10 @@ def test_rule_24_no_identity_is_told_where_the_server_repeats_a_command_that_it_
 
 
 class Wire:
-    """A server between the store and Valkey that drops the connection instead of handing on a chosen reply."""
+    """A server between the store and Valkey that drops the connection instead of handing on a chosen reply.
+
+    Or that hands on nothing any more, with the connection left open: it `hangs`.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -750,6 +773,7 @@ class Wire:
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
         self.lose = b"\0never"
         self.lost = 0
+        self.hangs = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -764,6 +788,8 @@ class Wire:
         with suppress(OSError), near, socket.create_connection(("127.0.0.1", self._port)) as far:
             while said := near.recv(1 << 20):
                 far.sendall(said)
+                if self.hangs and self.lose in said:
+                    continue
                 heard = far.recv(1 << 20)
                 if self.lose in said:
                     self.lost += 1
@@ -878,7 +904,95 @@ def test_rule_12_what_was_lent_to_a_call_that_got_no_answer_is_returned(
     assert budget.peek("alice").used == 70
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_24_a_server_that_is_not_there_is_looked_for_once(
+    prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often redis-py would try to connect: each time would take as long."""
+    looked: list[object] = []
+
+    def look(*place: object, **_: object) -> None:
+        looked.append(place)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    store = RedisStore("redis://localhost", prefix=prefix, timeout=10)
+    limiter = RateLimiter("9/day", name="chat", store=store)
+    with pytest.raises(StoreUnavailable):
+        limiter.acquire("alice") if mode == "sync" else asyncio.run(limiter.acquire_async("alice"))
+    assert len(looked) == 1
+    store.close()
+
+
+def test_rule_24_what_is_left_of_the_time_is_waited_for_on_a_connection_that_has_been_used(
+    wire: Wire, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisStore(wire.url, prefix=prefix, timeout=30)
+    limiter = RateLimiter("9/day", name="chat", store=store)
+    limiter.acquire("alice")
+    really_said, seconds = store._links._said, 0.0
+
+    def said(step: Any, deadline: float) -> Any:
+        nonlocal seconds
+        if step.words[0] == "EVALSHA":
+            wire.hangs, wire.lose = True, b"EVALSHA"
+            seconds = 29.9
+        return really_said(step, deadline)
+
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + seconds)
+    monkeypatch.setattr(store._links, "_said", said)
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        limiter.acquire("alice")
+    assert time.monotonic() - began < 10
+    store.close()
+
+
 # Connections
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_connection_is_used_again_also_when_the_server_has_said_no(store: RedisStore, server: Any, mode: str) -> None:
+    limiter = RateLimiter("100/hour", name="chat", store=store)
+
+    async def calls() -> set[int]:
+        seen = set()
+        for number in range(6):
+            if number == 3:
+                await asyncio.to_thread(server.script_flush)
+            limiter.acquire("alice") if mode == "sync" else await limiter.acquire_async("alice")
+            seen.add(server.info("stats")["total_connections_received"])
+        return seen
+
+    assert len(asyncio.run(calls())) == 1
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_rule_23_a_connection_to_what_has_become_a_replica_is_not_kept(
+    own_server: Callable[..., servers.Server], prefix: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind an address that stays the same, the next one leads to the server that has taken over."""
+    no_pause(monkeypatch)
+    server = own_server()
+    store = RedisStore(server.url, prefix=prefix, timeout=10)
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+
+    async def call() -> None:
+        limiter.acquire("alice") if mode == "sync" else await limiter.acquire_async("alice")
+
+    async def calls() -> None:
+        with server.client() as client:
+            await call()
+            kept = len(client.client_list())
+            client.replicaof("127.0.0.1", servers.free_port())
+            with pytest.raises(StoreUnavailable, match="read only"):
+                await call()
+            await asyncio.to_thread(servers.until, lambda: len(client.client_list()) == kept - 1)
+            client.replicaof("NO", "ONE")
+            await call()
+
+    asyncio.run(calls())
+    store.close()
 
 
 def test_one_store_serves_threads_and_one_loop_after_another(store: RedisStore) -> None:
@@ -965,6 +1079,96 @@ async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, way: st
     assert (await budget.peek_async("alice")).used == 100 * ended.count(budget)
 
 
+async def test_a_call_of_several_slots_that_is_cancelled_before_it_starts_takes_nothing(
+    cluster_store: RedisStore,
+) -> None:
+    started = 0
+
+    @rate_limited("99/hour", key="address", store=cluster_store, name="address")
+    @token_budget("900/day", key="user", reserve=10, store=cluster_store, name="tokens")
+    async def chat(address: str, user: str) -> Any:
+        nonlocal started
+        started += 1
+        return reply(3)
+
+    await chat("192.0.2.1", "alice")
+    for steps in range(12):
+        call = asyncio.ensure_future(chat("192.0.2.1", "alice"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+    links = cluster_store._links._loops[asyncio.get_running_loop()]
+    while links._unfinished:
+        await asyncio.wait(links._unfinished)
+    address, tokens = limiters_of(chat)
+    assert (await address.peek_async("192.0.2.1")).used == started
+    assert (await tokens.peek_async("alice")).used == 3 * started
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_loop_that_shuts_down_leaves_nothing_behind_of_the_calls_that_it_still_had(
+    store: RedisStore, server: Any, cancelled: bool
+) -> None:
+    """What a cancelled one took is given back first; the connection of one that goes on is closed as it ends."""
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> asyncio.Task[Any]:
+        await limiter.acquire_async("alice")
+        server.client_pause(30)
+        call = loop.create_task(limiter.acquire_async("alice"))
+        await asyncio.sleep(0)
+        if cancelled:
+            call.cancel()
+            await asyncio.wait([call])
+        return call
+
+    call = loop.run_until_complete(begin())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    if not cancelled:
+        loop.run_until_complete(call)
+    loop.close()
+    del call
+    gc.collect()
+    assert limiter.peek("alice").used == (1 if cancelled else 2)
+
+
+def test_loops_that_are_open_keep_their_connections(store: RedisStore, server: Any) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+    before = server.info("stats")["total_connections_received"]
+    for loop in loops * 2:
+        loop.run_until_complete(limiter.acquire_async("alice"))
+    assert server.info("stats")["total_connections_received"] == before + 2
+    for loop in loops:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@pytest.mark.parametrize("lost", [b"\0never", b"HELLO", b"EVALSHA"])
+async def test_nothing_is_told_of_what_became_of_calls_that_were_cancelled(
+    wire: Wire, prefix: str, lost: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether they were waiting for a connection, for who is there, or for an answer that then never came."""
+    for steps in range(1, 10):
+        store = RedisStore(wire.url, prefix=prefix, timeout=10)
+        limiter = RateLimiter("9/hour", name="chat", store=store)
+        calls = [asyncio.ensure_future(limiter.allow_async("alice")) for _ in range(70 if steps == 1 else 1)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        wire.lose = lost
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        links = store._links._loops[asyncio.get_running_loop()]
+        while links._unfinished:
+            await asyncio.wait(links._unfinished)
+        store.close()
+    gc.collect()
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("kind", ["cluster", "single"])
 def test_a_fork_shares_no_socket_and_no_settlement(
     kind: str, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
@@ -1001,6 +1205,24 @@ def test_a_fork_shares_no_socket_and_no_settlement(
     assert limiter.peek("alice").used == 102
     assert budget.peek("alice").used == 5 + 3 + 7
     store.close()
+
+
+async def test_a_fork_under_a_loop_leaves_its_connections_to_the_parent(store: RedisStore) -> None:
+    limiter = RateLimiter("9/hour", name="chat", store=store)
+    await limiter.acquire_async("alice")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            gc.collect()
+            limiter.acquire("alice")
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (await limiter.acquire_async("alice")).used == 3
 
 
 def test_a_unix_socket_and_a_password(own_server: Callable[..., servers.Server], prefix: str, tmp_path: Path) -> None:
@@ -1199,7 +1421,7 @@ def test_what_was_settled_leaves_the_server_once_it_is_known_to_be_made(
     assert server.zcard(journal) == 1
 
 
-@pytest.mark.parametrize("step", ["Unsure", "Want", "RedisStore._turns"])
+@pytest.mark.parametrize("step", ["redis.Unsure", "redis.Want", "redis.RedisStore._turns", "links.Links._said"])
 def test_rule_11_what_is_settled_as_a_call_is_interrupted_is_written_by_the_next(
     store: RedisStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -1210,10 +1432,11 @@ def test_rule_11_what_is_settled_as_a_call_is_interrupted_is_written_by_the_next
     enclosing = budget.reserve("bob", 10)
     budget.reserve("alice", 30).settle(4)
     with monkeypatch.context() as patched:
-        patched.setattr(f"quotalimit.stores.redis.{step}", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"quotalimit.stores.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback keeps alive what was under way
             budget.charge("bob", 1)
     store.flush()
     assert not store.behind
     assert budget.peek("alice").used == 4
     enclosing.settle(10)
+    del interrupted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +87,10 @@ def test_a_url_names_the_authority(serve: Serve, trusted: str) -> None:
     assert_counts(f"rediss://127.0.0.1:{serve()}/0?{urlencode({'ssl_ca_certs': trusted})}")
 
 
+def test_a_url_may_say_that_nobody_need_vouch_for_the_server(serve: Serve) -> None:
+    assert_counts(f"rediss://127.0.0.1:{serve('redis.example.org')}/0?ssl_cert_reqs=none")
+
+
 def test_a_password_goes_over_tls(serve: Serve, trusted: str, tmp_path: Path) -> None:
     server = servers.Server(tmp_path / "server")
     try:
@@ -120,3 +125,17 @@ def test_a_server_that_nobody_vouches_for_is_not_trusted(serve: Serve) -> None:
 def test_a_server_of_another_name_is_not_trusted(serve: Serve, trusted: str) -> None:
     port = serve("redis.example.org")
     assert_cannot_connect(f"rediss://127.0.0.1:{port}/0?{urlencode({'ssl_ca_certs': trusted})}", "mismatch")
+
+
+def test_a_loop_that_was_closed_without_shutting_down_leaves_no_socket(serve: Serve, trusted: str) -> None:
+    """Without a word of anything left unclosed: warnings are errors."""
+    url = f"rediss://127.0.0.1:{serve()}/0?{urlencode({'ssl_ca_certs': trusted})}"
+    store = RedisStore(url, prefix=f"test-{uuid4()}", timeout=10)
+    limiter = RateLimiter("3/minute", name="chat", store=store)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(limiter.acquire_async("alice"))
+    loop.close()
+    assert asyncio.run(limiter.acquire_async("alice")).used == 2
+    assert loop not in store._links._loops
+    gc.collect()
+    store.close()
