@@ -24,6 +24,12 @@ from .stores import servers
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it runs in the background ignore Ctrl-C
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of the many collections of garbage that tests ask for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def default_store() -> MemoryStore:
     """A fresh default store, so that no count outlives its test."""
@@ -141,9 +147,7 @@ def heard() -> Iterator[list[Event]]:
 
 
 @pytest.fixture(scope="module")
-def small_heap() -> Iterator[None]:
+def small_heap() -> None:
     """Keep what SDKs and frameworks import and make at first use out of a test's many collections of garbage."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -232,6 +232,7 @@ class Collecting(CalendarWindow):
 
 @pytest.fixture
 def _no_collections(small_heap: None) -> Iterator[None]:
+    """An interrupt that strikes a finalizer, or what a test tool has called by the collector, is told, and lost."""
     gc.disable()
     gc.collect()
     yield
@@ -366,7 +367,7 @@ CASES = [
 RESERVES = {"no reserve": None, "reserve": 5, "asked reserve": lambda: 5}
 
 
-@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.usefixtures("_no_collections", "storm")
 @pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
 @pytest.mark.parametrize(("stores", "kind"), CASES, indirect=["stores"])
 def test_rule_11_an_interrupt_at_every_moment_leaves_nothing_held(
@@ -387,7 +388,7 @@ def test_rule_11_an_interrupt_at_every_moment_leaves_nothing_held(
     assert moment > 20
 
 
-@pytest.mark.usefixtures("_no_collections", "storm")  # an interrupt that strikes a finalizer is told, and lost
+@pytest.mark.usefixtures("_no_collections", "storm")
 @pytest.mark.parametrize("reserve", RESERVES.values(), ids=RESERVES)
 @pytest.mark.parametrize(("stores", "kind"), CASES, indirect=["stores"])
 def test_rule_11_a_second_interrupt_at_every_moment_loses_no_charge(
@@ -420,6 +421,7 @@ def sqlite_store(tmp_path: Path) -> Iterator[SQLiteStore]:
     store.close()
 
 
+@pytest.mark.usefixtures("_no_collections")
 @pytest.mark.parametrize("used_up", [15, 2_000], ids=["less than held", "more than held"])
 def test_rule_11_an_interrupt_at_every_moment_writes_what_was_settled_once(
     sqlite_store: SQLiteStore, used_up: int
@@ -448,6 +450,7 @@ def test_rule_11_an_interrupt_at_every_moment_writes_what_was_settled_once(
     assert calls[-1] > calls[0] + 1  # some were interrupted after the COMMIT
 
 
+@pytest.mark.usefixtures("_no_collections")
 def test_rule_11_a_reset_that_is_interrupted_closes_what_it_forgot(sqlite_store: SQLiteStore) -> None:
     budget = TokenBudget(DAY, name="tokens", store=sqlite_store)
     moment, struck = 1, True
