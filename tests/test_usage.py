@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quotalimit import TokenBudget, Usage, record_usage, token_budget
+from quotalimit.usage import without
 from tests.helpers import reply, used
 
 
@@ -57,6 +58,24 @@ def test_usages_go_together_with_usages_alone() -> None:
             one | wrong  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    ("whole", "part", "rest"),
+    [
+        ([Usage(5, 3)], [Usage(2, 3)], [Usage(3, 0)]),
+        ([Usage(5, 3)], [Usage(7, 1)], [Usage(0, 2)]),
+        ([Usage(5, 3)], [Usage(5, 3)], []),
+        ([Usage(5, 3)], [4], [Usage(5, 3)]),
+        ([9], [4], [5]),
+        ([9], [9], []),
+        ([9], [10], []),
+        ([9], [Usage(5, 3)], [9]),
+        ([Usage(5, 3), 9], [Usage(1, 1), 4], [Usage(4, 2), 5]),
+    ],
+)
+def test_what_a_whole_tells_beyond_its_part_is_never_negative(whole: Any, part: Any, rest: Any) -> None:
+    assert without(whole, part) == rest
+
+
 def test_rule_17_usages_of_a_callers_own_are_running_totals_of_one_response() -> None:
     assert charged([Usage(10, 1), None, Usage(10, 5), Usage(0, 7)], usage=by_itself) == 17
 
@@ -76,13 +95,15 @@ def test_rule_17_caches_that_only_the_start_of_a_message_tells_are_beside_the_in
 
 def test_rule_17_different_responses_add_up_also_after_chunks_that_do_not_say_whose_they_are() -> None:
     assert charged([chunk(10), chunk(15, responseId="a"), chunk(12), chunk(7, responseId="b")]) == 22
+    assert charged([chunk(10, responseId="a"), chunk(15), chunk(7, responseId="b")]) == 22
 
 
 def test_rule_17_of_responses_that_do_not_say_which_they_are_another_begins_where_the_output_falls() -> None:
-    def gemini(written: int) -> dict[str, Any]:
-        return {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": written}}
+    def gemini(written: int, **more: str) -> dict[str, Any]:
+        return {"usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": written}, **more}
 
     assert charged([each for _ in range(3) for each in (gemini(1), chunk(10), gemini(90))]) == 300
+    assert charged([gemini(90, responseId="a"), gemini(1)]) == 100
 
 
 def test_rule_17_what_adds_up_goes_together_with_running_totals() -> None:
