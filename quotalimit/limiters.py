@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
@@ -275,7 +275,7 @@ class Limiter:
     def _answered(self, key: Key, claims: Sequence[Claim], answer: Answer) -> Decision:
         self.label(answer.decisions)
         self.label(answer.refusals.values())
-        hand_over(list(answer.refusals.values()) or answer.decisions)
+        hand_over(answer.refusals.values() or answer.decisions)
         decision = slowest(answer.refusals.values() or answer.decisions)
         if listeners:
             kind: Kind = "refused" if answer.refusals else "admitted"
@@ -373,9 +373,8 @@ def patience_of(wait: float) -> int:
     return FOREVER if wait >= FOREVER / SECOND else round(wait * SECOND)
 
 
-def hand_over(decisions: Iterable[Decision]) -> None:
+def hand_over(decisions: Collection[Decision]) -> None:
     """Hand decisions to the `collect_decisions` blocks that are open."""
-    decisions = list(decisions)
     for seen in collectors():
         seen.extend(decisions)
 

@@ -462,6 +462,19 @@ def test_rule_22_one_call_with_two_new_keys_does_not_pass_max_keys() -> None:
     send("alice", "alice")
 
 
+def test_rule_22_a_function_of_one_limit_is_refused_new_keys_alone_when_its_store_is_full(clock: Any) -> None:
+    """Also once its states have retired."""
+    limit = TokenBucket("1/minute", burst=100)
+    ask = rate_limited(limit, key="user", store=MemoryStore(max_keys=10))(lambda user: user)
+    for user in [*range(10), *range(10)]:
+        ask(user)
+    with pytest.raises(StoreFull):
+        ask(10)
+    clock.shift(60)
+    for user in range(10):
+        ask(user)
+
+
 @pytest.mark.parametrize("full_is", ["outside", "inside"])
 def test_rule_22_a_new_key_is_refused_by_whichever_limiter_of_a_call_is_full(full_is: str) -> None:
     store = MemoryStore(max_keys=1)

@@ -114,6 +114,26 @@ def test_a_name_that_was_given_is_used_as_it_is() -> None:
     assert caught.value.name == "chat"
 
 
+@pytest.mark.parametrize("bad", ["", 5, b"chat", True])
+def test_a_name_is_text(bad: Any) -> None:
+    with pytest.raises(ValueError, match="name must be text, not "):
+        RateLimiter("2/day", name=bad)
+    with pytest.raises(ValueError, match="name must be text, not "):
+        rate_limited("2/day", key="user", name=bad)(tenant_of)
+
+
+def test_a_limiter_shows_its_limits_and_its_name() -> None:
+    assert repr(RateLimiter("2/day", "1/hour", name="chat")) == (
+        "RateLimiter(SlidingWindow('2/day'), SlidingWindow('1/hour'), name='chat')"
+    )
+
+    def plan(user: str) -> str:
+        return "2/day"
+
+    (budget,) = limiters_of(token_budget(plan, key="user", name="tokens")(tenant_of))
+    assert repr(budget) == f"TokenBudget({plan!r}, name='tokens')"
+
+
 def test_the_exception_carries_the_default_name() -> None:
     admitted(chat, "alice")
     with pytest.raises(RateLimitExceeded) as caught:
@@ -206,6 +226,12 @@ def test_rule_21_equal_names_with_different_limits_are_refused(decorator: Any) -
             late()
 
 
+def test_rule_21_equal_names_with_limits_from_different_callables_are_refused() -> None:
+    rate_limited(lambda: "2/day", key=everyone, name="taken")(lambda: None)()
+    with pytest.raises(InvalidLimit, match="taken"):
+        rate_limited(lambda: "2/day", key=everyone, name="taken")(lambda: None)()
+
+
 def test_rule_21_one_function_cannot_give_one_name_to_different_limits() -> None:
     """Two layers of one function are no re-definition of each other."""
 
@@ -282,6 +308,12 @@ def test_rule_21_another_function_may_not_replace() -> None:
     define("2/day")("alice")
     with pytest.raises(InvalidLimit, match="notebook"):
         RateLimiter("3/day", name="notebook").acquire("alice")
+
+
+def test_rule_21_a_lambda_is_no_redefinition_of_another() -> None:
+    rate_limited("2/day", key="user", name="notebook")(lambda user: user)("alice")
+    with pytest.raises(InvalidLimit, match="notebook"):
+        rate_limited("3/day", key="user", name="notebook")(lambda user: user)("alice")
 
 
 # One object, several functions
@@ -361,6 +393,23 @@ def test_rule_21_a_shared_object_has_no_function_that_could_redefine_it() -> Non
 # The default store
 
 
+def test_a_limiter_asks_for_the_default_store_at_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs choose the store after they have imported what is limited."""
+    asked: list[object] = []
+
+    def follow(limiter: Any) -> MemoryStore:
+        asked.append(limiter)
+        return MemoryStore()
+
+    monkeypatch.setattr("quotalimit.limiters.follow", follow)
+    limiter = RateLimiter("2/day")
+    rate_limited(limiter, key="user")(tenant_of)
+    assert asked == []
+    limiter.acquire("alice")
+    limiter.acquire("alice")
+    assert asked == [limiter]
+
+
 def test_configure_sets_the_store_of_functions_decorated_before_and_after() -> None:
     first = MemoryStore()
     configure(store=first)
@@ -407,6 +456,9 @@ def test_a_hold_settles_on_the_store_it_was_taken_from() -> None:
 def test_configure_refuses_what_is_no_store(wrong: Any) -> None:
     with pytest.raises(TypeError, match="MemoryStore"):
         configure(store=wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match="store"):
+            RateLimiter("2/day", store=wrong)
 
 
 def test_a_store_from_a_url() -> None:

@@ -121,6 +121,45 @@ def test_a_missing_plan_is_named() -> None:
         ask("unknown")
 
 
+def test_no_limits_at_all_are_named() -> None:
+    ask = rate_limited(lambda user: [], key="user", name="plans")(lambda user: user)
+    with pytest.raises(InvalidLimit, match=r"plans.*no limits.*not a free one"):
+        ask("alice")
+
+
+def test_however_many_limits_a_callable_returns_they_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quotalimit.limiters._MOST_TIERS", 3)
+    read: list[Any] = []
+
+    @rate_limited(lambda plan: f"{plan}/day", key="user")
+    def ask(user: str, plan: int) -> None: ...
+
+    (limiter,) = limiters_of(ask)
+    really_read = limiter.read_tier
+    monkeypatch.setattr(limiter, "read_tier", lambda tier: read.append(tier) or really_read(tier))
+    for plan in (11, 12, 13, 11, 12, 13):
+        ask("alice", plan)
+    assert len(read) == 3, "each is read once"
+    for plan in (14, 14, 15, 15):
+        ask("alice", plan)
+    assert len(read) == 5
+    assert len(limiter.bound()._tiers) == 2
+    with pytest.raises(RateLimitExceeded):
+        ask("alice", 10)
+
+
+def test_the_policy_of_a_decision_names_one_of_several_limits(clock: time_machine.Traveller) -> None:
+    policies = []
+    for plan in ("free", "paid"):
+        admitted("alice", plan)
+        with pytest.raises(RateLimitExceeded) as refusal:
+            chat("alice", plan)
+        policies.append(refusal.value.decision.policy)
+        clock.shift(86_400)
+    (limiter,) = limiters_of(chat)
+    assert policies == [limiter.name, f"{limiter.name} 5/minute"]
+
+
 def test_an_unlimited_caller_still_needs_an_identity() -> None:
     with pytest.raises(InvalidKey):
         chat(None, "staff")  # type: ignore[arg-type]

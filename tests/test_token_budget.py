@@ -177,6 +177,9 @@ def test_rule_7_a_reserve_is_checked_when_it_can_be_and_refused_at_the_call_othe
         with pytest.raises(ValueError, match=r"^100/day: reserve"):
             chat("alice")
         assert used(budget) == 0
+    chat = token_budget(budget, key="user", reserve=lambda user: None)(lambda user: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match=r"^100/day: reserve"):
+        chat("alice")
 
 
 def test_a_call_is_refused_as_busy_if_open_holds_are_all_that_stands_in_its_way() -> None:
@@ -254,12 +257,15 @@ def test_rule_8_a_usage_reader_of_the_callers_own(usage: Any, outcome: tuple[int
     assert charged({"tokens": 12}, usage=usage) == outcome
 
 
-def test_a_usage_reader_that_raises_is_logged_and_the_paid_for_result_is_returned(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("what", ["usage", "weigh"])
+def test_a_reader_of_the_callers_own_that_raises_is_logged_and_the_paid_for_result_is_returned(
+    what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chat = token_budget("100/day", key="user", reserve=5, usage=lambda result: 1 / 0)(lambda user: "paid for")
-    assert chat("alice") == "paid for"
-    (logged,) = caplog.records
+    answer = reply(3)
+    chat: Any = token_budget("100/day", key="user", reserve=5, **{what: lambda _: 1 / 0})(lambda user: answer)
+    assert chat("alice") is answer
+    logged = caplog.records[0]
+    assert "the usage is unknown" in logged.message
     assert logged.levelno == logging.ERROR
     assert logged.exc_info is not None
     assert logged.exc_info[0] is ZeroDivisionError
@@ -741,6 +747,14 @@ def test_rule_12_of_a_group_only_what_no_nested_call_has_told_is_charged_beside_
     with pytest.raises(ExceptionGroup):
         outer("alice")
     assert (used(one), used(other)) == (35, 30)
+
+
+def test_an_on_error_that_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    charged_after(ValueError(), on_error=lambda error: 1 / 0)
+    (logged,) = caplog.records
+    assert "on_error raised; the hold is kept" in logged.message
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is ZeroDivisionError
 
 
 @pytest.mark.parametrize("options", [{}, {"on_error": lambda error: None}], ids=["default", "left to it"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from quotalimit import TokenBudget, Usage, record_usage, token_budget
+from quotalimit.amounts import MAX_UNITS
 from quotalimit.usage import without
 from tests.helpers import reply, used
 
@@ -143,6 +144,12 @@ def test_rule_8_a_list_of_responses_is_charged_their_sum(options: dict[str, Any]
         budget = TokenBudget("1M/day")
         token_budget(budget, key="user", reserve=50, **options)(answer)("alice", result)
         assert used(budget) == tokens
+
+
+def test_rule_10_a_list_of_more_than_can_be_counted_is_charged_its_reserve() -> None:
+    budget = TokenBudget("1M/day")
+    token_budget(budget, key="user", reserve=50)(answer)("alice", [reply(MAX_UNITS), reply(MAX_UNITS)])
+    assert used(budget) == 50
 
 
 @pytest.mark.parametrize("result", [[], ["text"], [1, 2.5], [[]], ({"role": "user"},)], ids=repr)

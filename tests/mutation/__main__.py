@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from . import __doc__ as summary
 from .bench import Bench
 from .choice import Choice, record
+from .explained import is_explained, read_explained, stale
 from .mutants import Mutant, mutants_of
 
 SLACK = 5
@@ -25,11 +26,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30, help="how long tests may take for a mutant (default: 30)")
     parser.add_argument("--record", action="store_true", help="note anew which tests run what: after each change")
     parser.add_argument("--tests", nargs="+", default=[], help="try these files too, however long they take")
+    parser.add_argument("--all", action="store_true", help="try those too that explained.toml explains")
     parser.add_argument("--again", type=Path, help="what an earlier run printed: only its survivors are tried")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments = parser.parse_args()
     mutants = [mutant for path in arguments.modules for mutant in mutants_of(path.resolve())]
+    explained = read_explained()
+    for line in stale(mutants, explained):
+        print(f"explains no mutant: {line}", file=sys.stderr)
+    if not arguments.all:
+        every = len(mutants)
+        mutants = [mutant for mutant in mutants if not is_explained(mutant, explained)]
+        print(f"{every - len(mutants)} of {every} mutants are explained", file=sys.stderr)
     if arguments.again:
         survivors = set(arguments.again.read_text().splitlines())
         mutants = [mutant for mutant in mutants if str(mutant) in survivors]

@@ -49,21 +49,25 @@ class Mutant(NamedTuple):
     inside: bool
     """Whether the change is in the body of a function, and so need not be there when the module is imported."""
 
+    key: str
+    """What it is known by, wherever its line moves: the text of the line, and the change."""
+
     def __str__(self) -> str:
         return f"{self.path.relative_to(ROOT)}:{self.line}: {self.change}"
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a module. Text, annotations and what only type checkers see are left alone."""
-    tree = ast.parse(path.read_text())
+    text = path.read_text()
+    tree = ast.parse(text)
     for number, node in enumerate(ast.walk(tree)):
-        for change in range(len(_changes(node))):
+        for place in range(len(_changes(node))):
             mutated = copy.deepcopy(tree)
-            twin = next(each for place, each in enumerate(ast.walk(mutated)) if place == number)
+            twin = next(each for count, each in enumerate(ast.walk(mutated)) if count == number)
             steps = _way_to(mutated, twin)
             lines = _lines(twin, steps)
             before = _shown(twin)
-            changed = _changes(twin)[change]
+            changed = _changes(twin)[place]
             parent, field, index = steps[-1]
             if index is None:
                 setattr(parent, field, changed)
@@ -71,7 +75,9 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                 getattr(parent, field)[index] = changed
             ast.fix_missing_locations(ast.copy_location(changed, twin))
             line = getattr(node, "lineno", min(lines, default=0))
-            yield Mutant(path, line, lines, f"{before} -> {_shown(changed)}", mutated, _inside(steps))
+            change = f"{before} -> {_shown(changed)}"
+            key = f"{text.splitlines()[line - 1].strip()} | {change}"
+            yield Mutant(path, line, lines, change, mutated, _inside(steps), key)
 
 
 def _shown(node: ast.AST) -> str:

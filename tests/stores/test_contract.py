@@ -37,6 +37,14 @@ def budget(store: Store, limit: Any = "100/day") -> TokenBudget:
     return TokenBudget(limit, name="tokens", store=store)
 
 
+async def test_peek_and_its_twin_tell_the_same(store: Store) -> None:
+    tokens = TokenBudget("9/day", "5/hour", name="tokens", store=store)
+    decision = tokens.peek("alice")
+    assert (decision.unit, decision.policy) == ("tokens", "tokens 5/hour")
+    twin = await tokens.peek_async("alice")
+    assert (twin.unit, twin.policy, twin.remaining) == ("tokens", "tokens 5/hour", 5)
+
+
 def test_rule_2_a_refused_call_charges_no_layer(store: Store) -> None:
     outer, inner = RateLimiter("9/day", name="outer", store=store), RateLimiter("2/day", name="inner", store=store)
 
