@@ -377,13 +377,14 @@ def test_rule_22_a_full_limiter_recovers_when_old_keys_expire(clock: Any, limit:
     assert states(limiter) <= 100
 
 
-def test_rule_22_a_full_limiter_recovers_for_as_many_keys_as_expired(clock: Any) -> None:
+@pytest.mark.parametrize(("seconds", "expired"), [(12, 1), (29, 4)])
+def test_rule_22_a_full_limiter_recovers_for_as_many_keys_as_expired(clock: Any, seconds: int, expired: int) -> None:
     limiter = RateLimiter("2/minute", store=MemoryStore(max_keys=10))
     for number in range(10):
         limiter.acquire(number)
         clock.shift(5)
-    clock.shift(29)  # 79 s after the first: those of the first four calls are over
-    for number in range(4):
+    clock.shift(seconds)  # 62 or 79 s after the first call
+    for number in range(expired):
         assert limiter.allow(f"new {number}")
     with pytest.raises(StoreFull):
         limiter.allow("one more")
