@@ -724,6 +724,7 @@ def test_rule_5_a_fork_while_another_thread_makes_limiters_leaves_the_child_no_l
         works &= RateLimiter("5/day", name="shared", store=sqlite_store).allow("alice")
         waits = RateLimiter(TokenBucket("100/second", burst=1), name="waits")
         works &= all(waits.acquire("alice", wait=5) for _ in range(2))
+        works &= limiter.allow("bob")
         os._exit(0 if works and not limiter.allow("alice") and not counts._sweeping else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     done.set()
