@@ -129,16 +129,20 @@ def test_calls_that_wait_elsewhere_leave_a_call_common(layers: int, agent: str, 
 
 
 @keys_of_layers
-@pytest.mark.parametrize("common_calls", [0, 1])
+@pytest.mark.parametrize("before", ["the first call", "a common call", "a call that reports"])
 def test_rule_19_a_step_back_since_a_call_is_left_to_the_general_path(
-    common_calls: int, layers: int, agent: str, default_store: MemoryStore
+    before: str, layers: int, agent: str, default_store: MemoryStore
 ) -> None:
     ask = limited(layers)
     clock = [1_900_000_000_000_000]
     with at(clock):
         ask("alice", agent)
+        if before == "a call that reports":
+            clock[0] += 20_000_000
+            with collect_decisions():
+                ask("alice", agent)
         with mock.patch.object(default_store, "acquire", wraps=default_store.acquire) as acquire:
-            for _ in range(common_calls):
+            if before == "a common call":
                 clock[0] += 20_000_000
                 ask("alice", agent)
                 assert not acquire.called
