@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from array import array
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from quotalimit import SlidingWindow
 from quotalimit.algorithms import NEVER
+from quotalimit.algorithms.sliding_window import Log
 from quotalimit.rate import MAX_AMOUNT, SECOND
 
 PERIOD = 10 * SECOND
@@ -437,3 +439,37 @@ def test_the_largest_amounts_are_counted_for_ever(periods: int) -> None:
         state, _ = limit.take(state, MAX_AMOUNT, now)
         assert limit.used(state, now) == MAX_AMOUNT
         assert limit.fits(state, 1, now + PERIOD - 1) == 1
+
+
+class Interrupted(BaseException):
+    pass
+
+
+class Interrupting(array):  # type: ignore[type-arg]
+    """Numbers of which one more makes an interrupt come, before or after it is there."""
+
+    late = False
+
+    def append(self, number: int) -> None:
+        self.insert(len(self), number)
+
+    def insert(self, place: int, number: int) -> None:
+        if self.late:
+            super().insert(place, number)
+        raise Interrupted
+
+
+@pytest.mark.parametrize("time", [10, 25, 40], ids=["first", "between", "last"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("struck", ["times", "sums"])
+def test_an_interrupt_as_a_charge_is_noted_leaves_a_log_that_is_whole(struck: str, late: bool, time: int) -> None:
+    """Rule 11: the charge is in it or not, and every other one is."""
+    numbers = {"times": array("q", [20, 30]), "sums": array("q", [0, 5, 12])}
+    numbers[struck] = Interrupting("q", numbers[struck])
+    numbers[struck].late = late  # type: ignore[attr-defined]
+    log = Log(numbers["times"], numbers["sums"], 0, 30)
+    with pytest.raises(Interrupted):
+        log.add(time, 3)
+    assert len(log.sums) == len(log.times) + 1
+    assert [log.since(horizon) for horizon in (19, 20)] in ([12, 7], [15, 10])
+    assert log.since(time) == {10: 12, 25: 7, 40: 0}[time]
