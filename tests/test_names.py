@@ -27,6 +27,7 @@ from quotalimit import (
     store_from_url,
     token_budget,
 )
+from quotalimit.stores.default import replace_default
 
 
 @pytest.fixture(autouse=True)
@@ -469,7 +470,20 @@ def test_a_store_from_a_url() -> None:
     assert RateLimiter("1/day", name="chat", store=other).allow("alice")
 
 
+def test_limiters_share_a_store_in_memory_unless_a_program_chooses_another() -> None:
+    before = replace_default(None)
+    try:
+        one, other = (RateLimiter("2/day", name="chat") for _ in range(2))
+        one.acquire("alice")
+        assert type(one.bound().store) is MemoryStore
+        assert other.peek("alice").used == 1
+    finally:
+        replace_default(before)
+
+
 @pytest.mark.parametrize("url", ["", "memory", "mysql://host/db", "http://[bad", "://", "postgres://"])
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"store|URL"):
         store_from_url(url)
+    with pytest.raises(ValueError, match="no store for the scheme 'mysql'"):
+        store_from_url("mysql://host/db")

@@ -154,6 +154,16 @@ def test_rule_23_all_layers_of_a_call_are_one_round_trip(store: RedisStore, serv
     assert limiters_of(chat)[2].peek("alice").used == 18
 
 
+@pytest.mark.parametrize("limit", [CalendarWindow("99/day"), SlidingWindow("99/day"), TokenBucket("99/day")], ids=str)
+def test_rule_23_a_charge_is_one_round_trip(store: RedisStore, server: Any, limit: Any) -> None:
+    budget = TokenBudget(limit, name="tokens", store=store)
+    budget.charge("alice", 2)
+    server.config_resetstat()
+    for _ in range(5):
+        budget.charge("alice", 2)
+    assert commands(server)["evalsha"] == 5
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("ask", ["peek", "charge", "flush"])
 def test_rule_23_settlements_go_with_the_next_question_or_all_in_one(

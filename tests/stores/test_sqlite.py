@@ -81,6 +81,7 @@ def test_a_path_that_names_no_file_is_refused(path: Any) -> None:
 
 def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    store_from_url("sqlite:///c").close()
     store = store_from_url("sqlite:///counts.db")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
