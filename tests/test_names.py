@@ -115,6 +115,12 @@ def test_a_name_that_was_given_is_used_as_it_is() -> None:
     assert caught.value.name == "chat"
 
 
+@pytest.mark.parametrize("limiter", [RateLimiter, TokenBudget])
+def test_a_limiter_without_limits_is_none(limiter: Any) -> None:
+    with pytest.raises(InvalidLimit, match="at least one limit"):
+        limiter(name="free")
+
+
 @pytest.mark.parametrize("bad", ["", 5, b"chat", True])
 def test_a_name_is_text(bad: Any) -> None:
     with pytest.raises(ValueError, match="name must be text, not "):
