@@ -275,8 +275,9 @@ class Limiter:
     def _answered(self, key: Key, claims: Sequence[Claim], answer: Answer) -> Decision:
         self.label(answer.decisions)
         self.label(answer.refusals.values())
-        hand_over(answer.refusals.values() or answer.decisions)
-        decision = slowest(answer.refusals.values() or answer.decisions)
+        decisions = answer.refusals.values() or answer.decisions
+        hand_over(decisions)
+        decision = slowest(decisions)
         if listeners:
             kind: Kind = "refused" if answer.refusals else "admitted"
             tell(*events_of(kind, self.name, key, decision, max(claim.waited for claim in claims)))

@@ -174,13 +174,9 @@ def test_rule_11_an_interrupt_in_a_settlement_forgets_no_charge_and_leaves_no_ho
     assert open_holds(budget) == 0
 
 
-class Interrupted(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("mode", ["sync", "async"])
 async def test_rule_11_an_interrupt_before_there_is_a_hold_leaves_nothing_held(budget: TokenBudget, mode: str) -> None:
-    with mock.patch("quotalimit.holds.Hold", side_effect=Interrupted), pytest.raises(Interrupted) as kept:
+    with mock.patch("quotalimit.holds.Hold", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt) as kept:
         budget.reserve("alice", 10) if mode == "sync" else await budget.reserve_async("alice", 10)
     assert (used(budget), open_holds(budget)) == (0, 0)
     del kept  # whose traceback kept the call alive
@@ -188,7 +184,7 @@ async def test_rule_11_an_interrupt_before_there_is_a_hold_leaves_nothing_held(b
 
 def test_rule_11_a_block_that_an_interrupt_keeps_from_beginning_leaves_nothing_held(budget: TokenBudget) -> None:
     hold = budget.reserve("alice", 10)
-    with mock.patch("quotalimit.holds.begin", side_effect=Interrupted), pytest.raises(Interrupted), hold:
+    with mock.patch("quotalimit.holds.begin", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt), hold:
         raise AssertionError("not reached")
     assert open_holds(budget) == 0
 

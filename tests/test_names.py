@@ -463,9 +463,12 @@ def test_a_hold_settles_on_the_store_it_was_taken_from() -> None:
 def test_configure_refuses_what_is_no_store(wrong: Any) -> None:
     with pytest.raises(TypeError, match="MemoryStore"):
         configure(store=wrong)
-    if wrong is not None:
-        with pytest.raises(TypeError, match="store"):
-            RateLimiter("2/day", store=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["memory://", MemoryStore, 7])
+def test_a_limiter_refuses_what_is_no_store(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="store"):
+        RateLimiter("2/day", store=wrong)
 
 
 def test_a_store_from_a_url() -> None:
@@ -477,19 +480,19 @@ def test_a_store_from_a_url() -> None:
 
 
 def test_limiters_share_a_store_in_memory_unless_a_program_chooses_another() -> None:
-    before = replace_default(None)
-    try:
-        one, other = (RateLimiter("2/day", name="chat") for _ in range(2))
-        one.acquire("alice")
-        assert type(one.bound().store) is MemoryStore
-        assert other.peek("alice").used == 1
-    finally:
-        replace_default(before)
+    replace_default(None)
+    one, other = (RateLimiter("2/day", name="chat") for _ in range(2))
+    one.acquire("alice")
+    assert type(one.bound().store) is MemoryStore
+    assert other.peek("alice").used == 1
 
 
 @pytest.mark.parametrize("url", ["", "memory", "mysql://host/db", "http://[bad", "://", "postgres://"])
 def test_a_url_of_no_store_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"store|URL"):
         store_from_url(url)
+
+
+def test_the_scheme_of_no_store_is_named() -> None:
     with pytest.raises(ValueError, match="no store for the scheme 'mysql'"):
         store_from_url("mysql://host/db")

@@ -441,10 +441,6 @@ def test_the_largest_amounts_are_counted_for_ever(periods: int) -> None:
         assert limit.fits(state, 1, now + PERIOD - 1) == 1
 
 
-class Interrupted(BaseException):
-    pass
-
-
 class Interrupting(array):  # type: ignore[type-arg]
     """Numbers of which one more makes an interrupt come, before or after it is there."""
 
@@ -456,7 +452,7 @@ class Interrupting(array):  # type: ignore[type-arg]
     def insert(self, place: int, number: int) -> None:
         if self.late:
             super().insert(place, number)
-        raise Interrupted
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("time", [10, 25, 40], ids=["first", "between", "last"])
@@ -468,7 +464,7 @@ def test_an_interrupt_as_a_charge_is_noted_leaves_a_log_that_is_whole(struck: st
     numbers[struck] = Interrupting("q", numbers[struck])
     numbers[struck].late = late  # type: ignore[attr-defined]
     log = Log(numbers["times"], numbers["sums"], 0, 30)
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         log.add(time, 3)
     assert len(log.sums) == len(log.times) + 1
     assert [log.since(horizon) for horizon in (19, 20)] in ([12, 7], [15, 10])

@@ -98,7 +98,7 @@ class Bench:
 
     def passes(self, options: Sequence[str], seconds: float) -> bool:
         """Whether tests pass, in time, in a process that imports them anew."""
-        return _succeeds(_run, self._root, options, [Frozen()], seconds=seconds)
+        return _succeeds(_run, self._root, options, seconds=seconds)
 
     def close(self) -> None:
         """End the process that has collected the tests."""
@@ -129,7 +129,7 @@ class Nursery:
         gc.unfreeze()  # what the tests' own hook froze, where nobody finds it
         functions = _functions_in(self._root / "quotalimit")
         assert functions, "the functions that mutants change are found"
-        _freeze()
+        gc.freeze()
         self._asked.send(True)
         while (trial := self._asked.recv()) is not None:
             session.items = [items[test] for test in trial.tests if test in items]
@@ -143,18 +143,6 @@ class Nursery:
         servers._running += shared
         servers.stop()  # the fixture that does it was set up in forks alone
         return True
-
-
-class Frozen:
-    """A pytest plugin that keeps all tests out of the collections of garbage that one of them makes."""
-
-    def pytest_collection_finish(self) -> None:
-        _freeze()
-
-
-def _freeze() -> None:
-    gc.freeze()
-    gc.unfreeze = lambda: None
 
 
 def _succeeds(target: Any, *arguments: object, seconds: float) -> bool:

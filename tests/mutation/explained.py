@@ -11,29 +11,28 @@ from .mutants import ROOT, Mutant
 
 EXPLAINED = Path(__file__).parent / "explained.toml"
 
-Explained: TypeAlias = dict[str, dict[str, list[str]]]
-"""For each module, mutants by what explains them."""
+Explained: TypeAlias = dict[str, set[str]]
+"""The keys of mutants, by module: the reasons are for readers."""
 
 
 def read_explained() -> Explained:
-    return tomllib.loads(EXPLAINED.read_text())
+    explained = tomllib.loads(EXPLAINED.read_text())
+    return {module: {key for keys in reasons.values() for key in keys} for module, reasons in explained.items()}
 
 
 def is_explained(mutant: Mutant, explained: Explained) -> bool:
-    return any(mutant.key in keys for keys in explained.get(_module(mutant.path), {}).values())
+    return mutant.key in explained.get(_module(mutant.path), ())
 
 
 def stale(mutants: Iterable[Mutant], explained: Explained) -> list[str]:
     """The explanations, of modules all of whose mutants these are, that explain none."""
-    keys: dict[str, set[str]] = {}
-    for mutant in mutants:
-        keys.setdefault(_module(mutant.path), set()).add(mutant.key)
+    known = {(_module(mutant.path), mutant.key) for mutant in mutants}
+    modules = {module for module, _ in known}
     return [
         f"{module}: {key}"
-        for module, known in keys.items()
-        for explaining in explained.get(module, {}).values()
-        for key in explaining
-        if key not in known
+        for module in sorted(modules.intersection(explained))
+        for key in sorted(explained[module])
+        if (module, key) not in known
     ]
 
 

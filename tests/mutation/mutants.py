@@ -59,6 +59,7 @@ class Mutant(NamedTuple):
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a module. Text, annotations and what only type checkers see are left alone."""
     text = path.read_text()
+    source = text.splitlines()
     tree = ast.parse(text)
     for number, node in enumerate(ast.walk(tree)):
         for place in range(len(_changes(node))):
@@ -76,7 +77,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             ast.fix_missing_locations(ast.copy_location(changed, twin))
             line = getattr(node, "lineno", min(lines, default=0))
             change = f"{before} -> {_shown(changed)}"
-            key = f"{text.splitlines()[line - 1].strip()} | {change}"
+            key = f"{source[line - 1].strip()} | {change}"
             yield Mutant(path, line, lines, change, mutated, _inside(steps), key)
 
 

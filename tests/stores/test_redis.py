@@ -129,6 +129,13 @@ def fail(_step: object = None) -> None:
     raise redis.ConnectionError("gone")
 
 
+async def finished(store: RedisStore) -> None:
+    """Wait until what was cancelled on this loop has been given back."""
+    links = store._links._loops[asyncio.get_running_loop()]
+    while links._unfinished:
+        await asyncio.wait(links._unfinished)
+
+
 def commands(server: Any) -> dict[str, int]:
     """How often each command was called by clients, by its name; those that scripts call are counted too."""
     return {name.removeprefix("cmdstat_"): about["calls"] for name, about in server.info("commandstats").items()}
@@ -940,17 +947,15 @@ def test_rule_24_what_is_left_of_the_time_is_waited_for_on_a_connection_that_has
     store = RedisStore(wire.url, prefix=prefix, timeout=30)
     limiter = RateLimiter("9/day", name="chat", store=store)
     limiter.acquire("alice")
-    really_said, seconds = store._links._said, 0.0
+    seconds = 0.0
 
-    def said(step: Any, deadline: float) -> Any:
+    def hang(_: object) -> None:
         nonlocal seconds
-        if step.words[0] == "EVALSHA":
-            wire.hangs, wire.lose = True, b"EVALSHA"
-            seconds = 29.9
-        return really_said(step, deadline)
+        wire.hangs, wire.lose = True, b"EVALSHA"
+        seconds = 29.9
 
     monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + seconds)
-    monkeypatch.setattr(store._links, "_said", said)
+    before(monkeypatch, store, hang)
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         limiter.acquire("alice")
@@ -1082,9 +1087,7 @@ async def test_a_call_that_is_cancelled_takes_nothing(store: RedisStore, way: st
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-    links = store._links._loops[asyncio.get_running_loop()]
-    while links._unfinished:
-        await asyncio.wait(links._unfinished)
+    await finished(store)
     assert (await limiter.peek_async("alice")).used == 1 + ended.count(limiter)
     assert (await budget.peek_async("alice")).used == 100 * ended.count(budget)
 
@@ -1108,9 +1111,7 @@ async def test_a_call_of_several_slots_that_is_cancelled_before_it_starts_takes_
             await asyncio.sleep(0)
         call.cancel()
         await asyncio.wait([call])
-    links = cluster_store._links._loops[asyncio.get_running_loop()]
-    while links._unfinished:
-        await asyncio.wait(links._unfinished)
+    await finished(cluster_store)
     address, tokens = limiters_of(chat)
     assert (await address.peek_async("192.0.2.1")).used == started
     assert (await tokens.peek_async("alice")).used == 3 * started
@@ -1171,9 +1172,7 @@ async def test_nothing_is_told_of_what_became_of_calls_that_were_cancelled(
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        links = store._links._loops[asyncio.get_running_loop()]
-        while links._unfinished:
-            await asyncio.wait(links._unfinished)
+        await finished(store)
         store.close()
     gc.collect()
     assert caplog.records == []
